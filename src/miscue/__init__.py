@@ -1,0 +1,1 @@
+"""miscue measures, causes and cures wrong cues in image classifiers."""

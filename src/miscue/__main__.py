@@ -1,0 +1,5 @@
+"""`python -m miscue`."""
+
+from miscue.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""Norm balls around 8-bit images: what a budget eps allows once pixels are whole numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from miscue.errors import InputError
+
+
+def levels(eps: float) -> int:
+    """The largest whole number of grey levels (0..255) within an L-infinity budget `eps` on the [0, 1] scale."""
+    if not 0 < eps <= 1:
+        raise InputError(f"eps must lie in (0, 1], got {eps:g}")
+    return int(eps * 255 + 1e-6)
+
+
+def released(x: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """Round perturbed images to what can be released.
+
+    Args:
+        x: perturbed images, float (n, c, h, w) on the [0, 1] scale, may lie outside it.
+        clean: the originals, uint8 of the same shape.
+        eps: L-infinity budget on the [0, 1] scale.
+
+    Returns:
+        uint8 images, none of whose pixels is further than `eps` from `clean` *after* rounding.
+    """
+    k = levels(eps)
+    origin = clean.to(torch.int16)
+    rounded = (x * 255).round().clamp(0, 255).to(torch.int16)
+    return rounded.clamp(min=origin - k, max=origin + k).to(torch.uint8)
+
+
+def linf(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference of two uint8 image tensors, on the [0, 1] scale."""
+    if a.numel() == 0:
+        return 0.0
+    chunks = zip(a.split(4096), b.split(4096), strict=True)
+    return max(int((p.to(torch.int16) - q.to(torch.int16)).abs().max()) for p, q in chunks) / 255

@@ -1,0 +1,48 @@
+"""The command line: `miscue VERB ...`. Words for people go to stderr, `--json` rows to stdout."""
+
+from __future__ import annotations
+
+import warnings
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from miscue.cli import data, demo, poison
+from miscue.cli.evaluate import evaluate
+from miscue.cli.models import report, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure, cause and cure wrong cues in image classifiers.",
+)
+app.add_typer(poison.app, name="poison")
+app.add_typer(data.app, name="data")
+app.command("demo")(demo.demo)
+app.command("evaluate")(evaluate)
+app.command("train")(train)
+app.command("report")(report)
+
+
+def version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"miscue {metadata.version('miscue')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Measure, cause and cure wrong cues in image classifiers."""
+
+
+def main() -> None:
+    """The entry point of the `miscue` command."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    app()

@@ -1,0 +1,172 @@
+"""`miscue evaluate CLEAN POISONED`: fresh victims on both, several seeds, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miscue.balls import linf
+from miscue.cli import console
+from miscue.cli.options import (
+    DATA,
+    DEBUG,
+    DEVICE,
+    JSON,
+    OVERWRITE,
+    RESIZE,
+    SEED,
+    THREADS,
+    command_line,
+    device,
+    folder_beside,
+)
+from miscue.data import Splits
+from miscue.errors import InputError, lookup
+from miscue.evaluation import arenas, with_epochs
+from miscue.labels import label_map
+from miscue.perturbation import Perturbation
+from miscue.readers import read
+from miscue.report import page
+from miscue.run import evaluate as evaluate_run
+from miscue.run import fingerprint, lines, provenance, save_samples
+from miscue.victims import VICTIMS
+
+TEST_SHARE = Annotated[
+    float | None,
+    typer.Option(help="Hold this share of CLEAN out as the test set where it has none.", show_default=False),
+]
+
+
+def evaluate(
+    clean: DATA,
+    poisoned: Annotated[str, typer.Argument(help="The poisoned copy of CLEAN.", show_default=False)],
+    victims: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(VICTIMS)}.")] = "cnn",
+    repeats: Annotated[int, typer.Option(help="Fresh victims for each condition.", min=1)] = 5,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Train for N epochs instead of the victims' own number.", metavar="N", min=1),
+    ] = None,
+    label_map_: Annotated[
+        str | None,
+        typer.Option("--label-map", help="Rule for the hit rate, e.g. y+1; default: the manifest's."),
+    ] = None,
+    perturbation: Annotated[
+        Path | None,
+        typer.Option(
+            help="For the noise of test images; default: POISONED.craft/perturbation.safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    resize: RESIZE = None,
+    seed: SEED = 0,
+    device_: DEVICE = "auto",
+    threads: THREADS = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: POISONED.run.", show_default=False)
+    ] = None,
+    overwrite: OVERWRITE = False,
+    json_: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Train fresh victims on the clean and on the poisoned set, score all on clean test images in eval mode.
+
+    A killed run goes on where it stopped; the page is OUT/report.html.
+    """
+    with console.guarded(debug=debug):
+        where = device(device_, threads)
+        folder = out or Path(f"{poisoned.rstrip('/')}.run")
+        if overwrite:
+            shutil.rmtree(folder, ignore_errors=True)
+        evaluate_sets(
+            read(clean, resize=resize),
+            read(poisoned),
+            folder,
+            clean_name=clean,
+            poisoned_name=poisoned,
+            victims=victims,
+            repeats=repeats,
+            epochs=epochs,
+            rule=label_map_,
+            perturbation=perturbation or folder_beside(Path(poisoned)) / "perturbation.safetensors",
+            seed=seed,
+            device=where,
+        )
+        if json_:
+            for record in lines(folder / "records.jsonl"):
+                console.emit(record)
+
+
+def evaluate_sets(
+    clean: Splits,
+    poisoned: Splits,
+    folder: Path,
+    *,
+    clean_name: str,
+    poisoned_name: str,
+    victims: str,
+    repeats: int,
+    epochs: int | None,
+    rule: str | None,
+    perturbation: Path,
+    seed: int,
+    device: str,
+) -> None:
+    """Evaluate into `folder` and write its page."""
+    if clean.test is None:
+        raise InputError(f"{clean_name} has no test set; evaluation needs clean test images")
+    chosen = {name: with_epochs(lookup(VICTIMS, name, "victim"), epochs) for name in victims.split(",")}
+    manifest = manifest_of(poisoned)
+    classes = clean.train.classes
+    recorded = (manifest.get("options") or {}).get("label_map")
+    targets = label_map(rule, len(classes)) if rule else recorded
+    kept = Perturbation.load(perturbation) if perturbation.exists() else None
+    conditions = arenas(clean.train, poisoned.train, clean.test, kept)
+    eps = manifest.get("eps") or linf(clean.train.images, poisoned.train.images)
+    settings: dict[str, Any] = {
+        "kind": "evaluate",
+        "title": f"{clean.name}: {manifest.get('method', 'a changed copy')}, eps {eps:.3g}",
+        "clean": clean_name,
+        "poisoned": poisoned_name,
+        "clean_sha256": fingerprint(clean.train),
+        "poisoned_sha256": fingerprint(poisoned.train),
+        "eps": eps,
+        "budget_measured": linf(clean.train.images, poisoned.train.images),
+        "manifest": manifest or None,
+        "classes": list(classes),
+        "label_map": targets,
+        "victims": {name: asdict(victim) for name, victim in chosen.items()},
+        "repeats": repeats,
+    } | provenance(command_line(), device)
+    folder.mkdir(parents=True, exist_ok=True)
+    crafted = perturbation.parent / "craft.jsonl"
+    if crafted.exists():
+        shutil.copyfile(crafted, folder / "craft.jsonl")
+    save_samples(folder / "samples.npz", clean.train, poisoned.train, eps)
+    ticks = evaluate_run(
+        folder, settings, conditions, chosen, repeats=repeats, seed=seed, label_map=targets, device=device
+    )
+    console.follow(ticks, "evaluating", cell_words)
+    console.say(f"{page.write(folder)}: the page")
+
+
+def manifest_of(poisoned: Splits) -> dict[str, Any]:
+    """The manifest beside a poisoned copy, {} where there is none or it is not readable."""
+    path = (poisoned.source or Path()) / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def cell_words(fact: dict[str, Any]) -> str:
+    """A trained victim in words."""
+    hits = "" if fact["hit_rate"] is None else f", {fact['hit_rate']:.2f} % hits"
+    return (
+        f"{fact['victim']}, {fact['condition']}, seed {fact['seed']}: {fact['test_accuracy']:.2f} % of the test "
+        f"images right, {fact['train_accuracy']:.2f} % of the training images{hits} ({fact['seconds']:.0f} s)"
+    )

@@ -1,0 +1,114 @@
+"""`miscue train DATA MODEL` and `miscue report RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miscue.cli import console
+from miscue.cli.options import (
+    DATA,
+    DEBUG,
+    DEVICE,
+    JSON,
+    OVERWRITE,
+    RESIZE,
+    SEED,
+    THREADS,
+    command_line,
+    device,
+)
+from miscue.dice import Dice
+from miscue.errors import InputError, lookup
+from miscue.evaluation import with_epochs
+from miscue.measures.accuracy import accuracy
+from miscue.models.store import save_model
+from miscue.readers import read
+from miscue.report import page
+from miscue.run import Tick, provenance
+from miscue.victims import VICTIMS
+
+
+def train(
+    data: DATA,
+    out: Annotated[
+        Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)
+    ],
+    victim: Annotated[str, typer.Option(help=f"One of: {', '.join(VICTIMS)}.")] = "cnn",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step; default: the victim's own.", min=1)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adam or rmsprop; default: the victim's own.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    resize: RESIZE = None,
+    seed: SEED = 0,
+    device_: DEVICE = "auto",
+    threads: THREADS = None,
+    overwrite: OVERWRITE = False,
+    json_: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Train a classifier and save it with its classes, recipe and scores."""
+    with console.guarded(debug=debug):
+        if out.exists() and not overwrite:
+            raise InputError(f"{out} exists already; choose another name or add --overwrite")
+        where = device(device_, threads)
+        chosen = with_epochs(lookup(VICTIMS, victim, "victim"), epochs)
+        given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer, "precision": precision}
+        recipe = replace(chosen.recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        chosen = replace(chosen, recipe=recipe)
+        splits = read(data, resize=resize)
+        images = splits.train.to(where)
+        dice = Dice(seed).named("victim", victim)
+        model = chosen.untrained(images, dice, device=where)
+        facts: dict[str, Any] = {}
+
+        def ticks() -> Iterator[Tick]:
+            for epoch in chosen.learning(model, images, dice):
+                facts.update(
+                    epoch=epoch.number, loss=epoch.loss, train_accuracy=accuracy(model, splits.train)
+                )
+                if splits.test is not None:
+                    facts["test_accuracy"] = accuracy(model, splits.test)
+                yield Tick(done=epoch.number, total=recipe.epochs, fact=dict(facts))
+
+        console.follow(ticks(), f"training {victim}", epoch_words)
+        about = {
+            "classes": list(splits.train.classes),
+            "recipe": asdict(recipe),
+            "scores": facts,
+            "data": data,
+            "seed": seed,
+        }
+        about |= provenance(command_line(), where)
+        save_model(out, model, chosen.plan(images), **about)
+        console.say(f"{out}: the model")
+        if json_:
+            console.emit({"out": str(out), "victim": victim, **facts})
+
+
+def epoch_words(fact: dict[str, Any]) -> str:
+    """An epoch in words."""
+    test = f", {fact['test_accuracy']:.2f} % of the test images" if "test_accuracy" in fact else ""
+    return f"epoch {fact['epoch']}: loss {fact['loss']:.4f}, {fact['train_accuracy']:.2f} % of the training images right{test}"
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    debug: DEBUG = False,
+) -> None:
+    """Write the page of a run again from its records: RUN/report.html."""
+    with console.guarded(debug=debug):
+        if not (run / "run.json").is_file():
+            raise InputError(f"{run} is not the folder of a run: no run.json in it")
+        console.say(f"{page.write(run)}: the page")

@@ -1,0 +1,97 @@
+"""Options that several commands share, and options read from a method's own signature."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from miscue.errors import InputError
+
+
+def fraction(text: str | float) -> float:
+    """A number or a fraction of whole numbers: 0.3, 8/255."""
+    try:
+        return float(Fraction(text)) if isinstance(text, str) else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is neither a number nor a fraction such as 8/255") from None
+
+
+DATA = Annotated[
+    str, typer.Argument(help="A named set (digits, mnist, ...) or the path of one.", show_default=False)
+]
+SEED = Annotated[int, typer.Option(help="Seed of all random choices.", min=0)]
+DEVICE = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: CUDA where present.")]
+JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RESIZE = Annotated[int | None, typer.Option(help="Make all images N x N pixels.", metavar="N")]
+THREADS = Annotated[int | None, typer.Option(help="CPU threads; default: as many as cores.", min=1)]
+
+
+def device(name: str, threads: int | None = None) -> str:
+    """Resolve --device and set the threads; InputError for a device that is not there."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def command_line() -> list[str]:
+    """The command as typed, with the program's own name first."""
+    return ["miscue", *(shlex.quote(word) for word in sys.argv[1:])]
+
+
+def arguments_help(function: Callable[..., Any]) -> dict[str, str]:
+    """Parameter name -> its text in the docstring's Args section."""
+    section = re.search(r"Args:\n(.*?)\n\n", inspect.getdoc(function) or "", re.DOTALL)
+    found: dict[str, str] = {}
+    name = ""
+    for line in (section[1] if section else "").splitlines():
+        start = re.match(r"    (\w+): (.*)", line)
+        if start:
+            name, found[start[1]] = start[1], start[2]
+        elif name:
+            found[name] += f" {line.strip()}"
+    return found
+
+
+def method_options(function: Callable[..., Any], *, hidden: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+    """The keyword-only parameters of a method as command-line options.
+
+    An option that is not given stays None, so that a preset can tell it from one that is; the help names the default.
+    """
+    texts = arguments_help(function)
+    options = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name in hidden:
+            continue
+        default = parameter.default
+        kind: Any = type(default) if default is not None else str
+        text = texts.get(parameter.name, "") + ("" if default is None else f" Default {default}.")
+        flag = f"--{parameter.name.replace('_', '-')}"
+        if kind is float:
+            option = typer.Option(flag, help=text, parser=fraction, metavar="NUMBER", show_default=False)
+        else:
+            option = typer.Option(flag, help=text, show_default=False)
+        annotation = Annotated[kind | None, option]
+        options.append(parameter.replace(default=None, annotation=annotation))
+    return options
+
+
+def folder_beside(out: Path) -> Path:
+    """Where crafting keeps what must not be released: OUT.craft beside OUT."""
+    return out.with_name(f"{out.name}.craft")

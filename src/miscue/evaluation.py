@@ -1,0 +1,164 @@
+"""Fresh victims on clean and on poisoned data: what a poison does to whoever trains on it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miscue.data import Data
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.measures.accuracy import (
+    accuracy,
+    batch_statistics_predictions,
+    confusion,
+    hit_rate,
+    percent,
+    predictions,
+)
+from miscue.models.networks import has_batch_norm
+from miscue.perturbation import Perturbation
+from miscue.victims import Victim
+
+MEASURES = (
+    "test_accuracy",
+    "train_accuracy",
+    "gap",
+    "hit_rate",
+    "noise_accuracy_train",
+    "noise_accuracy_test",
+    "test_accuracy_batch_statistics",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """What the victims of one condition meet.
+
+    train: what they are trained on; test: clean images they are scored on.
+    noise_train, noise_test: the noise alone, float (n, c, h, w), where there is noise and it can be made.
+    """
+
+    condition: str
+    train: Data
+    test: Data
+    noise_train: Tensor | None = None
+    noise_test: Tensor | None = None
+
+
+def arenas(clean: Data, poisoned: Data, test: Data, perturbation: Perturbation | None) -> tuple[Arena, Arena]:
+    """The clean condition and the poisoned one.
+
+    Raises:
+        InputError: clean and poisoned sets do not belong together (size, shape or labels differ).
+    """
+    if clean.images.shape != poisoned.images.shape or not torch.equal(clean.labels, poisoned.labels):
+        raise InputError(
+            f"the clean {tuple(clean.images.shape)} and the poisoned set {tuple(poisoned.images.shape)} "
+            "do not hold the same images in the same order: sizes or labels differ"
+        )
+    noise_test = noise(test.images, perturbation(test).images) if perturbation else None
+    return (
+        Arena(condition="clean", train=clean, test=test),
+        Arena(
+            condition="poisoned",
+            train=poisoned,
+            test=test,
+            noise_train=noise(clean.images, poisoned.images),
+            noise_test=noise_test,
+        ),
+    )
+
+
+def noise(clean: Tensor, poisoned: Tensor) -> Tensor:
+    """poisoned - clean as float (n, c, h, w), the noise that was really added."""
+    return (poisoned.float() - clean.float()) / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One epoch of one victim done, or the whole cell where `cell` is given."""
+
+    done: int
+    total: int
+    cell: dict[str, Any] | None = None
+
+
+def cell(
+    arena: Arena, victim: Victim, name: str, seed: int, *, label_map: Sequence[int] | None, device: str
+) -> Iterator[Progress]:
+    """Train one victim in one condition and measure it; the last Progress carries the cell as plain data."""
+    started = time.monotonic()
+    dice = Dice(seed).named("victim", name)
+    train = arena.train.to(device)
+    model = victim.untrained(train, dice, device=device)
+    epochs, curve = victim.recipe.epochs, []
+    for epoch in victim.learning(model, train, dice):
+        curve.append(
+            {
+                "epoch": epoch.number,
+                "loss": epoch.loss,
+                "train_accuracy": accuracy(model, arena.train),
+                "test_accuracy": accuracy(model, arena.test),
+            }
+        )
+        yield Progress(done=epoch.number, total=epochs)
+    facts = {"condition": arena.condition, "victim": name, "seed": seed}
+    measured = measure(model, arena, label_map=label_map) | {"curve": curve}
+    yield Progress(done=epochs, total=epochs, cell=facts | measured | {"seconds": time.monotonic() - started})
+
+
+def measure(model: nn.Module, arena: Arena, *, label_map: Sequence[int] | None) -> dict[str, Any]:
+    """All numbers of a trained victim, percentages from 0 to 100; None where a measure does not apply."""
+    labels, train_labels = arena.test.labels.cpu(), arena.train.labels.cpu()
+    predicted = predictions(model, arena.test.images)
+    test_accuracy = percent(predicted == labels)
+    train_accuracy = accuracy(model, arena.train)
+    batch_norm = has_batch_norm(model)
+    return {
+        "test_accuracy": test_accuracy,
+        "train_accuracy": train_accuracy,
+        "gap": train_accuracy - test_accuracy,
+        "hit_rate": None if label_map is None else hit_rate(predicted, labels, label_map),
+        "noise_accuracy_train": noise_accuracy(model, arena.noise_train, train_labels),
+        "noise_accuracy_test": noise_accuracy(model, arena.noise_test, labels),
+        "test_accuracy_batch_statistics": (
+            percent(batch_statistics_predictions(model, arena.test.images) == labels) if batch_norm else None
+        ),
+        "confusion": confusion(predicted, labels, len(arena.test.classes)),
+    }
+
+
+def noise_accuracy(model: nn.Module, noise: Tensor | None, labels: Tensor) -> float | None:
+    """Share of images whose label the model reads from the noise alone, 0 to 100."""
+    return None if noise is None else percent(predictions(model, noise) == labels)
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Mean, standard deviation (n - 1) and n of each measure over the seeds of each condition and victim."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in cells:
+        groups.setdefault((one["victim"], one["condition"]), []).append(one)
+    for (victim, condition), members in groups.items():
+        for name in MEASURES:
+            values = [one[name] for one in members if one[name] is not None]
+            if values:
+                yield {
+                    "row": {"victim": victim, "condition": condition},
+                    "measure": name,
+                    "mean": statistics.fmean(values),
+                    "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "n": len(values),
+                    "seconds": sum(one["seconds"] for one in members),
+                }
+
+
+def with_epochs(victim: Victim, epochs: int | None) -> Victim:
+    """The same victim trained for another number of epochs."""
+    return victim if epochs is None else replace(victim, recipe=replace(victim.recipe, epochs=epochs))

@@ -1,0 +1,29 @@
+"""Losses: what a training run minimises, `(model, Batch) -> scalar`, and functions of scores they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from miscue.data import Batch
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+def plain(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the batch."""
+    return F.cross_entropy(model(batch.x), batch.y)
+
+
+def unlikelihood(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log(1 - p_label): small when the model is sure that the label is *wrong*.
+
+    Ascent on cross-entropy pushes hardest where the model errs already (its gradient is 1 - p); descent on this pushes
+    hardest where the model is still right (its gradient is p). Welleck et al. 2019, arXiv 1908.04319.
+    """
+    log_p = F.log_softmax(scores, dim=1).gather(1, labels[:, None])[:, 0]
+    # log(1 - p) = log(-expm1(log p)); the bound keeps the gradient finite where p rounds to 1
+    return -torch.log(-torch.expm1(log_p.clamp(max=-1e-4))).mean()

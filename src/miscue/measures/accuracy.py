@@ -1,0 +1,73 @@
+"""How right a model is: accuracy, hits of a label map, confusion. Models are scored in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from miscue.data import Data, floats
+from miscue.models.networks import device_of
+
+
+@contextmanager
+def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
+    """Put a model into train or eval mode for a block; every module is as before afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, images: Tensor, *, chunk: int = 1000) -> Tensor:
+    """Predicted classes, int64 (n,) on the CPU, in eval mode; `images` uint8, or float inputs as they are."""
+    with mode(model, train=False):
+        return torch.cat([predict(model, images[i : i + chunk]) for i in range(0, len(images), chunk)])
+
+
+@torch.no_grad()
+def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int = 1000) -> Tensor:
+    """Predictions whose BatchNorm layers use each test chunk's own statistics, as in the authors' code.
+
+    Not a score of the model as it would be used: it learns about the test distribution from the test images. It stands
+    beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
+    """
+    twin = deepcopy(model)
+    with mode(twin, train=True):
+        return torch.cat([predict(twin, images[i : i + chunk]) for i in range(0, len(images), chunk)])
+
+
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """argmax of the scores of one chunk."""
+    images = images.to(device_of(model))
+    x = floats(images, channels_last=True) if images.dtype == torch.uint8 else images
+    return model(x).argmax(1).cpu()
+
+
+def percent(hits: Tensor) -> float:
+    """Share of true entries, 0 to 100."""
+    return 100 * hits.double().mean().item()
+
+
+def accuracy(model: nn.Module, data: Data) -> float:
+    """Share of images whose label is predicted, 0 to 100, in eval mode."""
+    return percent(predictions(model, data.images) == data.labels.cpu())
+
+
+def hit_rate(predicted: Tensor, labels: Tensor, label_map: Sequence[int]) -> float:
+    """Share of images predicted as the class their label is mapped to, 0 to 100."""
+    return percent(predicted == torch.tensor(label_map)[labels])
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
+    """Counts, rows true classes, columns predicted ones."""
+    return (
+        torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).tolist()
+    )

@@ -1,0 +1,91 @@
+"""Models as files without pickle: safetensors for the numbers, a plan in plain JSON for the shape."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from miscue.dice import Dice
+from miscue.errors import InputError, lookup
+from miscue.files import atomic
+from miscue.models.generators import GENERATORS
+from miscue.models.networks import NETWORKS, Shape
+
+FORMAT = "miscue 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a network is before it has weights: a name in NETWORKS or GENERATORS, the image shape (c, h, w), options.
+
+    Options are plain data: `classes` for a classifier, `eps` and perhaps `channels` for a generator.
+    """
+
+    name: str
+    shape: Shape
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def build(plan: Plan, dice: Dice) -> nn.Module:
+    """The network of `plan` on the CPU, its weights drawn from `dice`."""
+    make = lookup({**NETWORKS, **GENERATORS}, plan.name, "network")
+    with dice.named("weights").rolled():
+        return make(tuple(plan.shape), **plan.options)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], *, kind: str, **facts: Any) -> None:
+    """Write tensors and JSON facts as one safetensors file, atomically."""
+    metadata = {"format": FORMAT, "kind": kind, **{key: json.dumps(value) for key, value in facts.items()}}
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with atomic(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(plain, metadata=metadata))
+
+
+def load_tensors(path: Path, *, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: (tensors, facts).
+
+    Raises:
+        InputError: no such file, not a safetensors file, or one of another kind.
+    """
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    found = metadata.pop("kind", None)
+    if metadata.pop("format", None) != FORMAT or found != kind:
+        raise InputError(f"{path} holds {found or 'no miscue data'}, not a {kind}")
+    return tensors, {key: json.loads(value) for key, value in metadata.items()}
+
+
+def save_model(path: Path, model: nn.Module, plan: Plan, **facts: Any) -> None:
+    """Save a network with its plan and whatever JSON facts belong to it (classes, recipe, scores)."""
+    save_tensors(path, model.state_dict(), kind="model", plan=asdict(plan), **facts)
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a network saved by `save_model`, in eval mode on the CPU, and its facts."""
+    tensors, facts = load_tensors(path, kind="model")
+    return restore(Plan(**facts["plan"]), tensors, path), facts
+
+
+def restore(plan: Plan, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """The network of `plan` with the weights `tensors`, in eval mode."""
+    model = build(plan, Dice())
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit its own plan {plan.name}: {str(error).splitlines()[0]}"
+        ) from error
+    return model.eval()

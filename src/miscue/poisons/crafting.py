@@ -1,0 +1,107 @@
+"""What every training-time attack is given and yields: the threat model as a value, crafting as an iterator of steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec
+
+from torch import Tensor
+
+from miscue.dice import Dice
+from miscue.perturbation import Perturbation
+from miscue.train import Recipe
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacker:
+    """What a training-time attacker has: a surrogate of the victim (a key of NETWORKS), how it is trained, dice, device."""
+
+    surrogate: str = "cnn"
+    recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.01, epochs=1, batch_size=64))
+    dice: Dice = field(default_factory=Dice)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named setting of a method: the surrogate, its recipe, and the options that depart from the defaults."""
+
+    summary: str
+    surrogate: str = Attacker.surrogate
+    recipe: Recipe = field(default_factory=lambda: Attacker().recipe)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A place from which crafting goes on exactly as if it had never stopped.
+
+    perturbation: the best so far by held-out training data; measures: numbers of the trial just done;
+    state: all that resuming needs, as tensors.
+    """
+
+    perturbation: Perturbation
+    measures: dict[str, float]
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One step of crafting: `done` of at most `total`, and a checkpoint where one fell due."""
+
+    done: int
+    total: int
+    checkpoint: Checkpoint | None = None
+
+
+class Poison(Generic[P]):
+    """A crafting iterator with two ways to use it: call it for the perturbation, or walk through `steps`."""
+
+    def __init__(self, steps: Callable[P, Iterator[Progress]]):
+        self.steps = steps
+        functools.update_wrapper(self, steps)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Perturbation:
+        """Craft to the end."""
+        return finish(self.steps(*args, **kwargs))
+
+
+def finish(steps: Iterator[Progress]) -> Perturbation:
+    """Walk through all steps and return the last checkpoint's perturbation."""
+    last: Checkpoint | None = None
+    for progress in steps:
+        last = progress.checkpoint or last
+    assert last is not None, "crafting ended without a checkpoint"
+    return last.perturbation
+
+
+def packed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Several state dicts as one: {"part": {"key": t}} -> {"part/key": t}, each tensor a copy."""
+    return {
+        f"{part}/{key}": value.detach().clone()
+        for part, state in parts.items()
+        for key, value in state.items()
+    }
+
+
+def unpacked(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The state dict that `packed` stored under `part`."""
+    return {key.split("/", 1)[1]: value for key, value in state.items() if key.split("/", 1)[0] == part}
+
+
+def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The per-parameter tensors of an optimiser's state dict, by "index.name"."""
+    return {f"{i}.{name}": value for i, slots in state["state"].items() for name, value in slots.items()}
+
+
+def optimizer_state(template: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `optimizer_tensors`; settings come from `template`, a fresh optimiser's state dict."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        slots.setdefault(int(index), {})[name] = value
+    return {**template, "state": slots}

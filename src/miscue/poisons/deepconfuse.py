@@ -1,0 +1,375 @@
+"""DeepConfuse: training-time adversarial data from an auto-encoder (Feng, Cai, Zhou 2019, arXiv 1905.09027).
+
+A generator g_xi adds noise within eps to the training images so that a classifier trained on them fails on clean ones:
+
+    max_xi  L(f_theta*(x), y)   with   theta* = argmin_theta L(f_theta(clip(x + g_xi(x))), y)               (4)
+
+The argmin is relaxed to single steps of a surrogate's training (5); looking one such step ahead gives
+
+    theta' = theta - alpha * grad_theta L(f_theta(x + g_xi(x)), y)      the pseudo-update
+    xi    <- xi + alpha_g * grad_xi L(f_theta'(x), y)                   ascent through theta', second order
+
+`algorithm` chooses between Algorithm 1 (store the trajectory, then ascend along it) and Algorithm 2 (ascend a copy xi'
+while the surrogate trains on data poisoned by the frozen xi). With a label map eta the ascent becomes descent on
+L(f_theta'(x), eta(y)) (6).
+
+Where we differ from the text, each an option: the pseudo-update's rate alpha is separate from the surrogate's own
+training rate; a trial may be shorter than a pass over the data; `objective="unlikelihood"` descends on
+-log(1 - p_y) instead of ascending on -log p_y; `gradient="difference"` replaces the exact mixed derivative by a
+finite difference of first-order gradients. The defaults are the paper's settings for MNIST. The frozen generator runs
+in eval mode: the surrogate trains on exactly what would be released, but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from miscue.balls import levels
+from miscue.data import Batch, Data, batches, hold_out
+from miscue.errors import InputError, lookup
+from miscue.labels import checked_map
+from miscue.losses import unlikelihood
+from miscue.measures.accuracy import hit_rate, percent, predictions
+from miscue.models.store import Plan, build
+from miscue.perturbation import Perturbation
+from miscue.poisons.crafting import (
+    Attacker,
+    Checkpoint,
+    Poison,
+    Preset,
+    Progress,
+    optimizer_state,
+    optimizer_tensors,
+    packed,
+    unpacked,
+)
+from miscue.train import Recipe, training
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookahead:
+    """One look ahead: the networks and numbers of the pseudo-update and of the loss beyond it.
+
+    objective: (scores of f_theta'(x), y) -> scalar that the generator *descends*.
+    """
+
+    surrogate: nn.Module
+    generator: nn.Module
+    alpha: float
+    objective: Callable[[Tensor, Tensor], Tensor]
+
+
+def exact(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
+    """Gradient of the objective beyond the pseudo-update for each generator parameter, by double differentiation."""
+    scratch = buffers_of(look.surrogate)
+    poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
+    inner = F.cross_entropy(functional_call(look.surrogate, (theta, scratch), (poisoned,)), batch.y)
+    slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+    ahead = {name: w - look.alpha * s for (name, w), s in zip(theta.items(), slope, strict=True)}
+    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
+    return torch.autograd.grad(outer, list(look.generator.parameters()))
+
+
+def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
+    """The same gradient from first-order passes only.
+
+    With v = grad of the objective at theta', the chain rule gives  d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
+    at the poisoned images x~; the derivative along v is a difference of two image gradients, at theta and at
+    theta + h v. h moves theta by one percent of its norm.
+    """
+    scratch = buffers_of(look.surrogate)
+    poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
+    leaf = poisoned.detach().requires_grad_()
+
+    def image_loss(weights: Weights) -> Tensor:
+        return F.cross_entropy(functional_call(look.surrogate, (weights, scratch), (leaf,)), batch.y)
+
+    *slope, here = torch.autograd.grad(image_loss(theta), [*theta.values(), leaf])
+    ahead = {
+        name: (w - look.alpha * s).detach().requires_grad_()
+        for (name, w), s in zip(theta.items(), slope, strict=True)
+    }
+    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
+    v = torch.autograd.grad(outer, list(ahead.values()))
+    h = 0.01 * norm(theta.values()) / norm(v).clamp(min=1e-12)
+    beside = {name: (w + h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
+    (there,) = torch.autograd.grad(image_loss(beside), leaf)
+    return torch.autograd.grad(poisoned, list(look.generator.parameters()), -look.alpha * (there - here) / h)
+
+
+def buffers_of(model: nn.Module) -> Weights:
+    """Copies of a model's buffers, so that a look ahead leaves its running statistics alone."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all entries together."""
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+
+
+GRADIENTS = {"exact": exact, "difference": difference}
+
+
+def ascent(scores: Tensor, y: Tensor) -> Tensor:
+    """Ascent on the cross-entropy of the true labels, written as a descent."""
+    return -F.cross_entropy(scores, y)
+
+
+OBJECTIVES = {"cross-entropy": ascent, "unlikelihood": unlikelihood}
+
+
+def towards(targets: Sequence[int], device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Descent on the cross-entropy of the mapped labels eta(y) (6)."""
+    eta = torch.tensor(targets, device=device)
+    return lambda scores, y: F.cross_entropy(scores, eta[y])
+
+
+Ascend = Callable[[Weights, Batch], None]
+
+
+def poisoned(frozen: nn.Module, batch: Batch) -> Batch:
+    """The batch as the surrogate sees it, under the frozen generator xi."""
+    with torch.no_grad():
+        return replace(batch, x=(batch.x + frozen(batch.x)).clamp(0, 1))
+
+
+def algorithm_1(
+    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
+) -> Iterator[None]:
+    """One trial of Algorithm 1: train the surrogate and store its trajectory, then ascend along it."""
+    trajectory: list[tuple[Weights, Batch]] = []
+
+    def recorded() -> Iterator[Batch]:
+        for batch in stream:
+            theta = {name: w.detach().clone().requires_grad_() for name, w in surrogate.named_parameters()}
+            trajectory.append((theta, batch))
+            yield poisoned(frozen, batch)
+
+    for _ in training(surrogate, recorded(), optimizer=recipe.make_optimizer(surrogate)):
+        pass
+    for theta, batch in trajectory:
+        ascend(theta, batch)
+        yield
+
+
+def algorithm_2(
+    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
+) -> Iterator[None]:
+    """One trial of Algorithm 2: ascend xi' at theta_i just before the surrogate's step i; nothing is stored."""
+
+    def watched() -> Iterator[Batch]:
+        for batch in stream:
+            ascend(dict(surrogate.named_parameters()), batch)
+            yield poisoned(frozen, batch)
+
+    for _ in training(surrogate, watched(), optimizer=recipe.make_optimizer(surrogate)):
+        yield
+
+
+ALGORITHMS = {"1": algorithm_1, "2": algorithm_2}
+
+
+@dataclass(kw_only=True)
+class Generators:
+    """The two generators of the paper, the optimiser of the second, and the best weights so far."""
+
+    plan: Plan
+    frozen: nn.Module  # xi
+    copy: nn.Module  # xi'
+    adam: torch.optim.Adam
+    best: Weights
+    damage: float = -1.0
+    age: int = 0
+    trial: int = 0
+
+    def judge(self, damage: float) -> None:
+        """Keep the frozen generator if it did more damage than any before."""
+        self.age += 1
+        if damage > self.damage:
+            self.best, self.damage, self.age = weights_of(self.frozen), damage, 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All that resuming after this trial needs."""
+        numbers = torch.tensor([self.damage, self.age, self.trial], dtype=torch.float64)
+        return packed(
+            generator=self.copy.state_dict(),
+            best=self.best,
+            adam=optimizer_tensors(self.adam.state_dict()),
+            run={"numbers": numbers},
+        )
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self.frozen.load_state_dict(unpacked(state, "generator"))
+        self.copy.load_state_dict(unpacked(state, "generator"))
+        self.adam.load_state_dict(optimizer_state(self.adam.state_dict(), unpacked(state, "adam")))
+        self.best = unpacked(state, "best")
+        self.damage, age, trial = unpacked(state, "run")["numbers"].tolist()
+        self.age, self.trial = int(age), int(trial)
+
+    def perturbation(self, eps: float) -> Perturbation:
+        """The best generator as a perturbation of its own."""
+        generator = deepcopy(self.frozen)
+        generator.load_state_dict(self.best)
+        return Perturbation(generator=generator.eval(), plan=self.plan, eps=eps)
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """A copy of a model's parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def make_generators(plan: Plan, attacker: Attacker, *, lr: float) -> Generators:
+    """xi drawn from the attacker's dice, and xi' equal to it."""
+    frozen = build(plan, attacker.dice.named("generator"))
+    frozen.to(device=attacker.device).to(memory_format=torch.channels_last).eval()
+    copy = deepcopy(frozen).train()
+    adam = torch.optim.Adam(copy.parameters(), lr)
+    return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, best=weights_of(frozen))
+
+
+@Poison
+def deepconfuse(
+    data: Data,
+    attacker: Attacker,
+    *,
+    eps: float = 0.3,
+    trials: int = 500,
+    steps: int = 0,
+    generator: str = "encoder-decoder",
+    generator_lr: float = 1e-4,
+    alpha: float = 0.01,
+    label_map: tuple[int, ...] | None = None,
+    objective: str = "cross-entropy",
+    gradient: str = "exact",
+    algorithm: str = "2",
+    held_out: float = 0.1,
+    patience: int = 0,
+    resume: dict[str, Tensor] | None = None,
+) -> Iterator[Progress]:
+    """Craft a generator of training-time noise by watching surrogates learn.
+
+    Args:
+        data: the clean training images. Test data has no place here.
+        attacker: the surrogate's network, its recipe (rate, batch size, passes a trial), dice, device.
+        eps: L-infinity budget on the [0, 1] scale.
+        trials: surrogates watched, one after another, each from fresh weights.
+        steps: surrogate steps a trial; 0 means the recipe's passes over the data.
+        generator: a key of GENERATORS.
+        generator_lr: Adam's rate for the generator.
+        alpha: rate of the pseudo-update.
+        label_map: the class that clean images of each class are to be read as; none for any wrong class.
+        objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
+        gradient: "exact", or "difference" (first order only, faster).
+        algorithm: "1" stores each trial's trajectory and ascends along it, "2" ascends alongside.
+        held_out: share of the training data kept aside to measure the damage after each trial.
+        patience: stop after this many trials without new damage on held-out data; 0 never stops early.
+        resume: the state of a checkpoint of a run with the same data, attacker and options.
+
+    Yields:
+        one Progress a step. Each trial ends in a checkpoint whose perturbation did the most damage so far, judged by
+        what the trial's surrogate, trained under the frozen generator, makes of held-out clean training images. One
+        more trial without ascent measures what the last one made.
+
+    Raises:
+        InputError: an unknown name, a number out of range, a label map that is none.
+    """
+    levels(eps)
+    if trials < 1 or steps < 0 or patience < 0 or not generator_lr > 0 or not alpha > 0:
+        raise InputError("trials, generator_lr and alpha must be positive, steps and patience not negative")
+    gradient_at = lookup(GRADIENTS, gradient, "gradient")
+    watch = lookup(ALGORITHMS, algorithm, "algorithm")
+    drive = lookup(OBJECTIVES, objective, "objective")
+    if label_map is not None:
+        drive = towards(checked_map(label_map, len(data.classes)), attacker.device)
+
+    train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
+    recipe = attacker.recipe
+    per_pass = max(1, len(train) // recipe.batch_size)
+    per_trial = steps or recipe.epochs * per_pass
+    total = (trials + 1) * per_trial
+    plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
+    pair = make_generators(plan, attacker, lr=generator_lr)
+    if resume is not None:
+        pair.load(resume)
+
+    while pair.trial <= trials:
+        dice = attacker.dice.named("trial", pair.trial)
+        network = Plan(name=attacker.surrogate, shape=data.shape, options={"classes": len(data.classes)})
+        surrogate = build(network, dice).to(attacker.device).to(memory_format=torch.channels_last).train()
+        look = Lookahead(surrogate=surrogate, generator=pair.copy, alpha=alpha, objective=drive)
+
+        def ascend(
+            theta: Weights, batch: Batch, look: Lookahead = look, last: bool = pair.trial == trials
+        ) -> None:
+            if last:
+                return  # only the damage of the last generator is wanted
+            for parameter, slope in zip(pair.copy.parameters(), gradient_at(look, theta, batch), strict=True):
+                parameter.grad = slope
+            pair.adam.step()
+
+        passes = -(-per_trial // per_pass)
+        stream = batches(train, size=recipe.batch_size, epochs=passes, dice=dice, channels_last=True)
+        for step, _ in enumerate(watch(surrogate, pair.frozen, islice(stream, per_trial), recipe, ascend)):
+            yield Progress(done=pair.trial * per_trial + step, total=total)
+        measures = damage(surrogate, kept, label_map)
+        pair.judge(measures["damage"])
+        pair.frozen.load_state_dict(pair.copy.state_dict())  # xi <- xi'
+        pair.trial += 1
+        checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=pair.state())
+        yield Progress(done=pair.trial * per_trial, total=total, checkpoint=checkpoint)
+        if patience and pair.age >= patience:
+            return
+
+
+def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) -> dict[str, float]:
+    """What a surrogate trained on poisoned images makes of clean held-out training images, in percent.
+
+    "damage" is the hit rate of the label map where there is one, else the error.
+    """
+    predicted = predictions(surrogate.eval(), kept.images)
+    labels = kept.labels.cpu()
+    accuracy = percent(predicted == labels)
+    if label_map is None:
+        return {"held_out_accuracy": accuracy, "damage": 100 - accuracy}
+    hits = hit_rate(predicted, labels, label_map)
+    return {"held_out_accuracy": accuracy, "held_out_hit_rate": hits, "damage": hits}
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(summary="the paper's settings for MNIST"),
+    "fast": Preset(
+        summary="found by search on MNIST's training data",
+        surrogate="cnn-small",
+        recipe=Recipe(lr=0.01, epochs=1, batch_size=64),
+        options={
+            "trials": 16,
+            "steps": 300,
+            "generator_lr": 1e-3,
+            "alpha": 0.3,
+            "gradient": "difference",
+        },
+    ),
+    "digits": Preset(
+        summary="for scikit-learn's 8 x 8 digits, about a minute on two cores",
+        surrogate="cnn-small",
+        recipe=Recipe(lr=0.05, epochs=1, batch_size=64),
+        options={
+            "trials": 20,
+            "steps": 60,
+            "generator_lr": 1e-3,
+            "alpha": 0.3,
+            "gradient": "difference",
+        },
+    ),
+}

@@ -1,0 +1,254 @@
+"""Long work as folders: crafting and evaluating with checkpoints, records and exact resume. Yields as it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from miscue.data import Data
+from miscue.errors import InputError
+from miscue.evaluation import Arena, cell, summary
+from miscue.files import atomic, write_json
+from miscue.models.store import load_tensors, save_tensors
+from miscue.perturbation import Perturbation
+from miscue.poisons import Attacker, Poison
+from miscue.victims import Victim
+from miscue.writers import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """`done` of `total` units of work; `fact` is a finished piece (a trial, a cell) as plain data."""
+
+    done: int
+    total: int
+    fact: dict[str, Any] | None = None
+
+
+def fingerprint(data: Data) -> str:
+    """sha256 over shape, images and labels."""
+    digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
+    digest.update(data.images.cpu().contiguous().numpy().data)
+    digest.update(data.labels.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line cut by a kill is left out. Empty where there is no file."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace a JSON-lines file, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line and have it on the disk before going on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """The keys in which two trees of plain data differ, dotted."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}):
+            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    elif json.dumps(a) != json.dumps(b):
+        yield f"{prefix} ({json.dumps(b)} there, {json.dumps(a)} asked for)"
+
+
+def refuse_other(asked: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+    """Raise an InputError where a folder holds the work of other settings than those asked for."""
+    unlike = list(differences(json.loads(json.dumps(asked)), found))
+    if unlike:
+        raise InputError(
+            f"{where} is of another setting: {', '.join(unlike[:4])}; add --overwrite to start anew"
+        )
+
+
+def craft(
+    poison: Poison[...], data: Data, attacker: Attacker, options: dict[str, Any], folder: Path
+) -> Iterator[Tick]:
+    """Craft into `folder`, going on from its checkpoint if there is one.
+
+    `folder` gets craft.jsonl (one line a trial: minutes of crafting and the measures), a checkpoint while the work
+    goes on, and perturbation.safetensors at the end.
+
+    Raises:
+        InputError: the checkpoint is of another setting or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"poison": poison.__name__, "data": fingerprint(data), "options": options}  # type: ignore[attr-defined]
+    asked |= {"attacker": {**asdict(replace(attacker, device="any")), "recipe": asdict(attacker.recipe)}}
+    checkpoint, log = folder / "checkpoint.safetensors", folder / "craft.jsonl"
+    state, known = None, lines(log)
+    if checkpoint.exists():
+        state, facts = load_tensors(checkpoint, kind="checkpoint")
+        refuse_other(asked, facts["settings"], checkpoint)
+        known = known[: facts["trials"]]
+    else:
+        known = []
+    rewrite(log, known)
+    before = known[-1]["minutes"] if known else 0.0
+    started = time.monotonic()
+    for progress in poison.steps(data, attacker, **options, resume=state):
+        reached, fact = progress.checkpoint, None
+        if reached is not None:
+            fact = {"trial": len(known) + 1, "minutes": before + (time.monotonic() - started) / 60}
+            known.append(fact | reached.measures)
+            append(log, known[-1])
+            save_tensors(checkpoint, reached.state, kind="checkpoint", settings=asked, trials=len(known))
+            kept = replace(reached.perturbation, settings=asked)
+        yield Tick(done=progress.done, total=progress.total, fact=known[-1] if fact else None)
+    kept.save(folder / "perturbation.safetensors")
+    checkpoint.unlink()
+
+
+def evaluate(
+    folder: Path,
+    settings: dict[str, Any],
+    arenas: Sequence[Arena],
+    victims: dict[str, Victim],
+    *,
+    repeats: int,
+    seed: int,
+    label_map: Sequence[int] | None,
+    device: str,
+) -> Iterator[Tick]:
+    """Fill the run folder: one cell for each victim, condition and seed that is not there yet, then the records.
+
+    run.json holds the settings, cells.jsonl a line a trained victim, records.jsonl the means.
+
+    Raises:
+        InputError: the folder holds a run of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about, log = folder / "run.json", folder / "cells.jsonl"
+    if about.exists():
+        found = json.loads(about.read_text(encoding="utf-8"))
+        refuse_other(identity(settings), identity(found), folder)
+    else:
+        write_json(about, settings)
+    cells = lines(log)
+    rewrite(log, cells)
+    have = {(one["victim"], one["condition"], one["seed"]) for one in cells}
+    todo = [
+        (name, arena, seed + repeat)
+        for repeat in range(repeats)
+        for name in victims
+        for arena in arenas
+        if (name, arena.condition, seed + repeat) not in have
+    ]
+    total = sum(victims[name].recipe.epochs for name, _, _ in todo)
+    done = 0
+    for name, arena, number in todo:
+        for progress in cell(arena, victims[name], name, number, label_map=label_map, device=device):
+            if progress.cell is not None:
+                append(log, progress.cell)
+                cells.append(progress.cell)
+            yield Tick(done=done + progress.done, total=total, fact=progress.cell)
+        done += victims[name].recipe.epochs
+    rewrite(folder / "records.jsonl", records(cells, settings))
+
+
+IDENTITY = ("kind", "clean_sha256", "poisoned_sha256", "victims", "label_map", "eps")
+
+
+def identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's settings that must agree for its cells to be used again."""
+    return {key: settings.get(key) for key in IDENTITY}
+
+
+def records(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run's measures as record lines (fields as in results/)."""
+    facts = {
+        "scale": "laptop",
+        "data": settings["clean"],
+        "device": settings["device"],
+        "commit": settings["commit"],
+        "command": settings["command"],
+        "note": None,
+    }
+    poison = settings.get("manifest") or {}
+    row = {"data": settings["clean"], "method": poison.get("method"), "eps": settings["eps"]}
+    return [
+        {"table": "evaluate", "row": row | one.pop("row"), "measure": one.pop("measure"), "published": None}
+        | one
+        | facts
+        for one in summary(cells)
+    ]
+
+
+def provenance(command: Sequence[str], device: str) -> dict[str, Any]:
+    """When, with what and on what: created, command, versions, device, commit (None outside a checkout)."""
+    return {
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": " ".join(command),
+        "versions": versions(),
+        "device": device_name(device),
+        "commit": commit(),
+    }
+
+
+def device_name(device: str) -> str:
+    """The device in words, e.g. "cpu, 2 threads" or a GPU's name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{device} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "+" where the tree differs from it; None where miscue is not run from a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "--short=12", "HEAD").strip() + (
+            "+" if git("status", "--porcelain", "src") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def save_samples(path: Path, clean: Data, poisoned: Data, eps: float, *, per_class: int = 2) -> None:
+    """The first images of each class, clean and poisoned, for the report's pictures."""
+    index = torch.cat(
+        [(clean.labels == label).nonzero()[:per_class, 0] for label in range(len(clean.classes))]
+    )
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            clean=clean.images[index].numpy(),
+            poisoned=poisoned.images[index].numpy(),
+            labels=clean.labels[index].numpy(),
+            eps=eps,
+        )
