@@ -60,9 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header(
-                "Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
-            )
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if server.cut:
@@ -89,9 +87,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def remote(server: Server, **changes: object) -> Remote:
     md5 = hashlib.md5(server.content).hexdigest()
-    return Remote(
-        **{"url": server.address, "path": "sub/file.bin", "size": len(server.content), "md5": md5} | changes
-    )
+    return Remote(**{"url": server.address, "path": "sub/file.bin", "size": len(server.content), "md5": md5} | changes)
 
 
 def test_fetch(server: Server, tmp_path: Path) -> None:
@@ -128,9 +124,7 @@ def test_a_server_that_ignores_range(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "sub" / "file.bin").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(
-    "changes", [{"md5": "0" * 32}, {"size": len(CONTENT) - 5}], ids=["checksum", "longer"]
-)
+@pytest.mark.parametrize("changes", [{"md5": "0" * 32}, {"size": len(CONTENT) - 5}], ids=["checksum", "longer"])
 def test_wrong_content_is_removed(changes: dict[str, object], server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the published file"):
         list(fetch(remote(server, **changes), tmp_path, pause=0.01))
@@ -183,12 +177,8 @@ def test_an_archive_cannot_write_elsewhere(server: Server, tmp_path: Path) -> No
     assert not (tmp_path / "deep" / "home" / "set").exists()
 
 
-def test_download_and_verify_a_named_set(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = Named(
-        summary="made", layout="idx", places=("made/raw",), remotes=(remote(server, path="made/raw/f"),)
-    )
+def test_download_and_verify_a_named_set(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Named(summary="made", layout="idx", places=("made/raw",), remotes=(remote(server, path="made/raw/f"),))
     monkeypatch.setitem(SETS, "made", chosen)
     monkeypatch.setenv("MISCUE_DATA", f"{tmp_path / 'one'}{os.pathsep}{tmp_path / 'two'}")
     with pytest.raises(InputError, match=r"made is not under .*one or .*two.*miscue data download made"):
@@ -214,9 +204,7 @@ def test_what_cannot_be_downloaded() -> None:
         verify("gtsrb")
 
 
-def test_lookup_goes_through_all_folders_and_their_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lookup_goes_through_all_folders_and_their_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     (two / "cache").mkdir(parents=True)
     images = np.zeros((86, 3, 3, 3), np.uint8)
@@ -229,9 +217,7 @@ def test_lookup_goes_through_all_folders_and_their_cache(
     write(splits, tmp_path / "out", manifest={})
     assert read(tmp_path / "out").train.classes == splits.train.classes
     monkeypatch.setenv("MISCUE_DATA", str(one))
-    with pytest.raises(
-        InputError, match=r"gtsrb is not under .*one \(as gtsrb.npz\); it cannot be downloaded"
-    ):
+    with pytest.raises(InputError, match=r"gtsrb is not under .*one \(as gtsrb.npz\); it cannot be downloaded"):
         read("gtsrb")
 
 

@@ -35,9 +35,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pictures(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    return torch.randint(
-        0, 256, (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
+    return torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def labels_of(count: int, classes: int = 3) -> Tensor:
@@ -54,9 +52,7 @@ def splits_of(shape: tuple[int, int, int], layout: Layout, *, test: bool = True,
 # --- makers: each lays out a small set below `root` as other programs would, and returns what to read
 
 
-def idx_folder(
-    root: Path, *, suffix: str = ".gz", place: str = "", dot: bool = False, test: bool = True
-) -> Path:
+def idx_folder(root: Path, *, suffix: str = ".gz", place: str = "", dot: bool = False, test: bool = True) -> Path:
     home = root / place
     home.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", 17), ("t10k", 7)):
@@ -76,9 +72,7 @@ def idx_folder(
     return root
 
 
-def cifar_folder(
-    root: Path, *, protocol: int = 2, place: str = "", files: bool = True, meta: bool = True
-) -> Path:
+def cifar_folder(root: Path, *, protocol: int = 2, place: str = "", files: bool = True, meta: bool = True) -> Path:
     home = root / place
     home.mkdir(parents=True, exist_ok=True)
     for i, (name, count) in enumerate((("data_batch_1", 6), ("data_batch_2", 5), ("test_batch", 4))):
@@ -202,15 +196,11 @@ def test_round_trip(make: Callable[[Path], Path], tmp_path: Path) -> None:
     assert same(first.train, second.train)
     assert same(first.test, second.test)
     assert second.layout.kind == first.layout.kind
-    assert [os.path.splitext(f)[0] for f in second.train.files] == [
-        os.path.splitext(f)[0] for f in first.train.files
-    ]
+    assert [os.path.splitext(f)[0] for f in second.train.files] == [os.path.splitext(f)[0] for f in first.train.files]
     write(second, tmp_path / "again", manifest={"method": "none", "seed": 3})
     a, b = tree(tmp_path / "out"), tree(tmp_path / "again")
     assert a.keys() == b.keys()
-    assert all(a[name] == b[name] for name in a if name != "manifest.json"), (
-        "equal sets must give equal bytes"
-    )
+    assert all(a[name] == b[name] for name in a if name != "manifest.json"), "equal sets must give equal bytes"
 
 
 @every_layout
@@ -254,9 +244,7 @@ def test_a_set_that_was_never_on_disk_in_any_layout(layout: str, tmp_path: Path)
     side=st.integers(1, 6),
     seed=st.integers(0, 99),
 )
-def test_any_images_survive(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, n: int, side: int, seed: int
-) -> None:
+def test_any_images_survive(tmp_path_factory: pytest.TempPathFactory, kind: str, n: int, side: int, seed: int) -> None:
     channels = 1 if kind == "idx" else 3
     labels = torch.cat([torch.tensor([0, 1]), labels_of(n - 2)])
     train = Data(images=pictures(n, (channels, side, side), seed), labels=labels, classes=("x", "y/z", "ü"))
@@ -306,9 +294,7 @@ def test_names_that_differ_in_suffix_or_case_stay_apart(tmp_path: Path) -> None:
         classes=("cat", "dog"),
         files=("cat/1.jpg", "cat/1.png", "cat/A.png", "cat/a.png", "dog/1.jpg", "cat/1.jpg"),
     )
-    splits = Splits(
-        name="s", train=data, test=None, layout=Layout(kind="folder", options={"train": "", "test": None})
-    )
+    splits = Splits(name="s", train=data, test=None, layout=Layout(kind="folder", options={"train": "", "test": None}))
     write(splits, tmp_path / "out", manifest={})
     names = set(tree(tmp_path / "out")) - {"manifest.json"}
     assert {"cat/1.jpg.png", "cat/1.png.png"} <= names
@@ -608,9 +594,7 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     refused("exists already", lambda: write(splits, out, manifest={}))
-    refused(
-        "exists already", lambda: write_stream([("a/1.png", pictures(1, (3, 4, 4))[0])], out, manifest={})
-    )
+    refused("exists already", lambda: write_stream([("a/1.png", pictures(1, (3, 4, 4))[0])], out, manifest={}))
     assert (out / "precious.txt").read_text() == "mine"
     write(splits, out, manifest={}, overwrite=True)
     assert not (out / "precious.txt").exists()
@@ -620,9 +604,7 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
 def test_the_source_is_never_replaced(make: Callable[[Path], Path], tmp_path: Path) -> None:
     splits = read(make(tmp_path / "deep" / "in"))
     for out in (tmp_path / "deep" / "in", tmp_path / "deep"):
-        refused(
-            "holds the data that is read", lambda out=out: write(splits, out, manifest={}, overwrite=True)
-        )
+        refused("holds the data that is read", lambda out=out: write(splits, out, manifest={}, overwrite=True))
     images = [("a/1.png", pictures(1, (3, 4, 4))[0])]
     refused(
         "holds the data",
@@ -700,9 +682,7 @@ def test_a_stream_gives_what_the_reader_gives(tmp_path: Path) -> None:
 
 def test_a_folder_streamed_through_reads_the_same(tmp_path: Path) -> None:
     first = read(image_folder(tmp_path / "in"))
-    write_stream(
-        ((name, x) for name, _, x in stream(tmp_path / "in")), tmp_path / "out", manifest={"method": "x"}
-    )
+    write_stream(((name, x) for name, _, x in stream(tmp_path / "in")), tmp_path / "out", manifest={"method": "x"})
     second = read(tmp_path / "out")
     assert same(first.train, second.train)
     assert same(first.test, second.test)
@@ -722,9 +702,7 @@ def test_stream_of_many_sizes_and_kinds(tmp_path: Path) -> None:
 
 def test_streamed_names(tmp_path: Path) -> None:
     x = pictures(1, (3, 4, 4))[0]
-    write_stream(
-        [("c/1.jpg", x), ("c/1.png", x), ("c/1.jpg", x), ("c/1.jpg", x)], tmp_path / "out", manifest={}
-    )
+    write_stream([("c/1.jpg", x), ("c/1.png", x), ("c/1.jpg", x), ("c/1.jpg", x)], tmp_path / "out", manifest={})
     assert {p.name for p in (tmp_path / "out" / "c").iterdir()} == {
         "1.png",
         "1.png.png",

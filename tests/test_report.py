@@ -52,9 +52,7 @@ def _curve(train: float, test: float, epochs: int, dice: np.random.Generator) ->
     return out
 
 
-def _confusion(
-    accuracy: float, k: int, each: int, target: Sequence[int], dice: np.random.Generator
-) -> list[list[int]]:
+def _confusion(accuracy: float, k: int, each: int, target: Sequence[int], dice: np.random.Generator) -> list[list[int]]:
     """Counts (k, k) with that accuracy; most of what is wrong goes to `target`, the rest anywhere."""
     matrix = np.zeros((k, k), int)
     for row in range(k):
@@ -66,9 +64,7 @@ def _confusion(
     return matrix.tolist()
 
 
-def _cell(
-    condition: str, victim: str, seed: int, accuracy: float, run: dict[str, Any], epochs: int
-) -> dict[str, Any]:
+def _cell(condition: str, victim: str, seed: int, accuracy: float, run: dict[str, Any], epochs: int) -> dict[str, Any]:
     """One line of cells.jsonl."""
     dice = np.random.default_rng([seed, condition == "clean", len(victim)])
     k, poisoned = len(run["classes"]), condition == "poisoned"
@@ -94,9 +90,7 @@ def _records(run: dict[str, Any], cells: list[dict[str, Any]]) -> list[dict[str,
             mine = [c for c in cells if (c["victim"], c["condition"]) == (victim, condition)]
             for measure in ("test_accuracy", "train_accuracy", "gap"):
                 values = [cell[measure] for cell in mine]
-                published = (
-                    {"clean": 99.32, "poisoned": 0.25}[condition] if measure == "test_accuracy" else None
-                )
+                published = {"clean": 99.32, "poisoned": 0.25}[condition] if measure == "test_accuracy" else None
                 row = {"data": "mnist", "condition": condition, "victim": victim, "eps": run["eps"]}
                 mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
                 numbers = {"published": published, "mean": mean, "std": std, "n": len(values)}
@@ -137,9 +131,7 @@ def make_run(
             middle = accuracy + index * (1 if accuracy < 50 else -1)
             cells += [_cell(condition, victim, seed, middle, run, epochs) for seed in range(repeats)]
     clean = _images(k, channels, side, 0)
-    noise = (
-        np.random.default_rng(1).uniform(-1, 1, (k, channels, side // 4, side // 4)).repeat(4, 2).repeat(4, 3)
-    )
+    noise = np.random.default_rng(1).uniform(-1, 1, (k, channels, side // 4, side // 4)).repeat(4, 2).repeat(4, 3)
     poisoned = (clean + noise * eps * 255).clip(0, 255).astype(np.uint8)
     np.savez(folder / "samples.npz", clean=clean, poisoned=poisoned, labels=np.arange(k), eps=eps)
     (folder / "run.json").write_text(json.dumps(run))
@@ -147,9 +139,7 @@ def make_run(
     _write_lines(folder / "records.jsonl", _records(run, cells))
     if craft:
         scores = (36.2, 20.1, 8.5, 4.0, 1.63, 1.53, 0.95, 0.70)
-        rows = [
-            {"trial": i + 1, "minutes": 1.7 * (i + 1), "held_out_accuracy": a} for i, a in enumerate(scores)
-        ]
+        rows = [{"trial": i + 1, "minutes": 1.7 * (i + 1), "held_out_accuracy": a} for i, a in enumerate(scores)]
         _write_lines(folder / "craft.jsonl", rows)
     return folder
 
@@ -219,9 +209,7 @@ def test_page_is_accessible(tmp_path: Path) -> None:
     assert all(a.get("aria-label") for tag, a in tags if tag == "svg" and a.get("role") == "img")
     ids = [a["id"] for _, a in tags if "id" in a]
     assert len(ids) == len(set(ids))
-    wanted = {(a.get("href") or "").lstrip("#") for _, a in tags} | {
-        a.get("aria-labelledby") for _, a in tags
-    }
+    wanted = {(a.get("href") or "").lstrip("#") for _, a in tags} | {a.get("aria-labelledby") for _, a in tags}
     assert wanted - {"", None} <= set(ids)
 
 
@@ -345,9 +333,7 @@ def test_records_add_published_and_other_measures(tmp_path: Path) -> None:
     row = {"victim": "cnn", "condition": "poisoned"}
     with (run / "records.jsonl").open("a") as file:
         file.write(json.dumps({"row": row, "measure": "best_epoch", "mean": 3.25, "std": 0.5, "n": 4}) + "\n")
-        file.write(
-            json.dumps({"row": row, "measure": "gap", "mean": 1.0, "std": 0, "n": 4, "published": 7}) + "\n"
-        )
+        file.write(json.dumps({"row": row, "measure": "gap", "mean": 1.0, "std": 0, "n": 4, "published": 7}) + "\n")
     table = page.stats(page.load(run), "cnn")
     assert table["test_accuracy"]["poisoned"].published == 0.25
     assert table["best_epoch"]["poisoned"] == page.Stat(mean=3.25, std=0.5, n=4)
@@ -426,9 +412,7 @@ def test_numbers_in_words() -> None:
     assert [figures.number(x) for x in (-0.01, -1.25, 0.04, 99.96)] == ["0.0", "−1.2", "0.0", "100.0"]
 
 
-@pytest.mark.parametrize(
-    "text", [None, "{", "[]", '{"kind": "craft", "classes": []}', '{"kind": "evaluate"}']
-)
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"kind": "craft", "classes": []}', '{"kind": "evaluate"}'])
 def test_no_run_is_an_input_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
@@ -449,9 +433,7 @@ def browser() -> Iterator[Any]:
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=executable, args=[*FLAGS.split(), "--no-first-run"]
-        )
+        chromium = playwright.chromium.launch(executable_path=executable, args=[*FLAGS.split(), "--no-first-run"])
         yield chromium
         chromium.close()
 
@@ -461,9 +443,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages to look at: digits, and many long names under several victims."""
     root = tmp_path_factory.mktemp("runs")
     names = [f"Vehicles over 3.5 metric tons prohibited {label}" for label in range(43)]
-    many = make_run(
-        root / "many", names=names, channels=3, side=32, victims=("cnn", "a-rather-long-name", "forest")
-    )
+    many = make_run(root / "many", names=names, channels=3, side=32, victims=("cnn", "a-rather-long-name", "forest"))
     digits = make_run(root / "digits", label_map=[*range(1, 10), 0])
     return {"digits": page.write(digits), "many": page.write(many)}
 
@@ -472,9 +452,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("name", "width", "scheme"),
     [("digits", 390, "light"), ("digits", 1280, "dark"), ("many", 390, "dark"), ("many", 1280, "light")],
 )
-def test_browser_shows_the_page(
-    browser: Any, shown: dict[str, Path], name: str, width: int, scheme: str
-) -> None:
+def test_browser_shows_the_page(browser: Any, shown: dict[str, Path], name: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
     tab, trouble, requests = context.new_page(), [], []
     tab.on("console", lambda message: trouble.append(message.text))
@@ -483,9 +461,7 @@ def test_browser_shows_the_page(
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(shown[name].as_uri())
     tab.evaluate("document.querySelector('details').open = true")
-    sizes = tab.evaluate(
-        "[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
-    )
+    sizes = tab.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
     wide = tab.evaluate("document.documentElement.scrollWidth")
     picture = Image.open(io.BytesIO(tab.screenshot()))
     context.close()

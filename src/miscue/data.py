@@ -31,9 +31,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise InputError(
-                f"images must be uint8 (n, c, h, w), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
+            raise InputError(f"images must be uint8 (n, c, h, w), got {self.images.dtype} {tuple(self.images.shape)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise InputError(
                 f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
@@ -108,9 +106,7 @@ def floats(images: Tensor, *, channels_last: bool = False) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
-def batches(
-    data: Data, *, size: int, epochs: int, dice: Dice, channels_last: bool = False
-) -> Iterator[Batch]:
+def batches(data: Data, *, size: int, epochs: int, dice: Dice, channels_last: bool = False) -> Iterator[Batch]:
     """Shuffled minibatches, `epochs` passes; the incomplete last batch of a pass is dropped if it is not the only one.
 
     Each pass has its own named stream, so pass k is the same however many passes are asked for.
@@ -120,9 +116,7 @@ def batches(
         order = torch.randperm(len(data), generator=dice.named("order", epoch).generator()).to(device)
         whole = len(order) // size * size or len(order)
         for index in order[:whole].split(size):
-            yield Batch(
-                x=floats(data.images[index], channels_last=channels_last), y=data.labels[index], index=index
-            )
+            yield Batch(x=floats(data.images[index], channels_last=channels_last), y=data.labels[index], index=index)
 
 
 def hold_out(data: Data, share: float, dice: Dice) -> tuple[Data, Data]:
@@ -146,9 +140,7 @@ def mix(clean: Data, poisoned: Data, share: float, dice: Dice) -> tuple[Data, Te
     """
     if not 0 <= share <= 1:
         raise InputError(f"share must lie in [0, 1], got {share:g}")
-    chosen = torch.randperm(len(clean), generator=dice.named("share").generator())[
-        : round(share * len(clean))
-    ]
+    chosen = torch.randperm(len(clean), generator=dice.named("share").generator())[: round(share * len(clean))]
     chosen = chosen.sort().values
     images = clean.images.clone()
     images[chosen] = poisoned.images[chosen]

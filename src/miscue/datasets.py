@@ -55,15 +55,12 @@ class Named:
 
 def _idx_remotes(address: str, place: str, sums: Mapping[str, tuple[int, str]]) -> tuple[Remote, ...]:
     return tuple(
-        Remote(url=address + name, path=f"{place}/{name}", size=size, md5=md5)
-        for name, (size, md5) in sums.items()
+        Remote(url=address + name, path=f"{place}/{name}", size=size, md5=md5) for name, (size, md5) in sums.items()
     )
 
 
 SETS: dict[str, Named] = {
-    "digits": Named(
-        summary="8x8 grey digits that come with scikit-learn, 1438 / 359", layout="npz", classes=DIGITS
-    ),
+    "digits": Named(summary="8x8 grey digits that come with scikit-learn, 1438 / 359", layout="npz", classes=DIGITS),
     "mnist": Named(
         summary="28x28 grey digits, 60000 / 10000",
         layout="idx",
@@ -147,9 +144,7 @@ SETS: dict[str, Named] = {
 
 def roots() -> list[Path]:
     """The folders in which named sets are looked for; downloads go to the first."""
-    listed = [
-        Path(entry).expanduser() for entry in os.environ.get("MISCUE_DATA", "").split(os.pathsep) if entry
-    ]
+    listed = [Path(entry).expanduser() for entry in os.environ.get("MISCUE_DATA", "").split(os.pathsep) if entry]
     if listed:
         return listed
     import platformdirs
@@ -213,9 +208,7 @@ def download(name: str, folder: Path | None = None) -> Iterator[tuple[int, int]]
     if name == "digits":
         raise InputError("digits come with scikit-learn; there is nothing to download")
     if not chosen.remotes:
-        raise InputError(
-            f"{name} has no public address; put {chosen.places[0]} into a folder of $MISCUE_DATA"
-        )
+        raise InputError(f"{name} has no public address; put {chosen.places[0]} into a folder of $MISCUE_DATA")
     return _downloading(chosen.remotes, folder if folder is not None else roots()[0])
 
 

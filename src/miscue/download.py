@@ -74,14 +74,10 @@ def fetch(remote: Remote, folder: Path, *, attempts: int = 4, pause: float = 1.0
         if attempt < attempts - 1:
             time.sleep(pause * 2**attempt)
     else:
-        raise InputError(
-            f"{remote.url} broke off at {_size(part)} of {remote.size} bytes; run again to go on"
-        )
+        raise InputError(f"{remote.url} broke off at {_size(part)} of {remote.size} bytes; run again to go on")
     if md5_of(part) != remote.md5:
         part.unlink()
-        raise InputError(
-            f"{remote.url} is not the published file: its md5 differs from {remote.md5}; removed"
-        )
+        raise InputError(f"{remote.url} is not the published file: its md5 differs from {remote.md5}; removed")
     if remote.unpacked:
         _unpack(part, folder, remote)
     else:
@@ -98,9 +94,7 @@ def _receive(remote: Remote, part: Path) -> Iterator[int]:
     if done:
         request.add_header("Range", f"bytes={done}-")
     with urllib.request.urlopen(request, timeout=30) as response:
-        resumed = response.status == 206 and (response.headers["Content-Range"] or "").startswith(
-            f"bytes {done}-"
-        )
+        resumed = response.status == 206 and (response.headers["Content-Range"] or "").startswith(f"bytes {done}-")
         with part.open("ab" if resumed else "wb") as file:
             done = done if resumed else 0
             while done < remote.size and (chunk := response.read(min(CHUNK, remote.size + 1 - done))):

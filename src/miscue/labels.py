@@ -27,9 +27,7 @@ def label_map(rule: str, classes: int) -> tuple[int, ...]:
 def checked_map(targets: tuple[int, ...], classes: int) -> tuple[int, ...]:
     """`targets` itself, or an InputError where it is not a function from {0..classes-1} to itself."""
     if len(targets) != classes:
-        raise InputError(
-            f"a label map needs one target for each of the {classes} classes, got {len(targets)}"
-        )
+        raise InputError(f"a label map needs one target for each of the {classes} classes, got {len(targets)}")
     outside = [t for t in targets if not 0 <= t < classes]
     if outside:
         raise InputError(f"label map target {outside[0]} is outside 0..{classes - 1}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from miscue.balls import released
 from miscue.data import Data, floats
 from miscue.errors import InputError
-from miscue.models.networks import device_of
+from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, load_tensors, restore, save_tensors
 
 
@@ -57,14 +57,12 @@ class Perturbation:
     def save(self, path: Path) -> None:
         """Write to one safetensors file, atomically."""
         tensors = self.generator.state_dict()
-        save_tensors(
-            path, tensors, kind="perturbation", plan=asdict(self.plan), eps=self.eps, settings=self.settings
-        )
+        save_tensors(path, tensors, kind="perturbation", plan=asdict(self.plan), eps=self.eps, settings=self.settings)
 
     @staticmethod
     def load(path: Path) -> Perturbation:
         """Read what `save` wrote; InputError where the file is missing, damaged or of another kind."""
         tensors, facts = load_tensors(path, kind="perturbation")
         plan = Plan(**facts["plan"])
-        generator = restore(plan, tensors, path).to(memory_format=torch.channels_last)
+        generator = placed(restore(plan, tensors, path), "cpu")
         return Perturbation(generator=generator, plan=plan, eps=facts["eps"], settings=facts["settings"])

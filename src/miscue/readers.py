@@ -90,9 +90,7 @@ def recognise(path: Path) -> str:
     for layout, fits in FITS.items():
         if fits(path):
             return layout
-    raise InputError(
-        f"{path} holds no data set: need IDX files, CIFAR batches, an npz file or folders of images"
-    )
+    raise InputError(f"{path} holds no data set: need IDX files, CIFAR batches, an npz file or folders of images")
 
 
 def check(splits: Splits) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,6 @@ from miscue.errors import InputError
 from miscue.evaluation import Arena, cell, summary
 from miscue.files import atomic, write_json
 from miscue.models.store import load_tensors, save_tensors
-from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, Poison
 from miscue.victims import Victim
 from miscue.writers import versions
@@ -85,14 +84,10 @@ def refuse_other(asked: dict[str, Any], found: dict[str, Any], where: Path) -> N
     """Raise an InputError where a folder holds the work of other settings than those asked for."""
     unlike = list(differences(json.loads(json.dumps(asked)), found))
     if unlike:
-        raise InputError(
-            f"{where} is of another setting: {', '.join(unlike[:4])}; add --overwrite to start anew"
-        )
+        raise InputError(f"{where} is of another setting: {', '.join(unlike[:4])}; add --overwrite to start anew")
 
 
-def craft(
-    poison: Poison[...], data: Data, attacker: Attacker, options: dict[str, Any], folder: Path
-) -> Iterator[Tick]:
+def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str, Any], folder: Path) -> Iterator[Tick]:
     """Craft into `folder`, going on from its checkpoint if there is one.
 
     `folder` gets craft.jsonl (one line a trial: minutes of crafting and the measures), a checkpoint while the work
@@ -226,24 +221,18 @@ def commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "--short=12", "HEAD").strip() + (
-            "+" if git("status", "--porcelain", "src") else ""
-        )
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", "src") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def save_samples(path: Path, clean: Data, poisoned: Data, eps: float, *, per_class: int = 2) -> None:
     """The first images of each class, clean and poisoned, for the report's pictures."""
-    index = torch.cat(
-        [(clean.labels == label).nonzero()[:per_class, 0] for label in range(len(clean.classes))]
-    )
+    index = torch.cat([(clean.labels == label).nonzero()[:per_class, 0] for label in range(len(clean.classes))])
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,

@@ -14,6 +14,7 @@ from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.losses import Loss, plain
+from miscue.models.networks import placed
 from miscue.optimizers import OPTIMIZERS
 
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,9 +97,7 @@ def training(
         yield Step(number=number, loss=value.detach(), batch=batch)
 
 
-def fitting(
-    model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain
-) -> Iterator[Epoch]:
+def fitting(model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain) -> Iterator[Epoch]:
     """Train `model` in place by `recipe`, yielding after every epoch. `data` and `model` lie on the same device.
 
     Raises:
@@ -107,7 +106,7 @@ def fitting(
     optimizer = recipe.make_optimizer(model)
     per_epoch = max(1, len(data) // recipe.batch_size)
     stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True)
-    model.to(memory_format=torch.channels_last).train()
+    placed(model, data.images.device).train()
     total = torch.zeros((), device=data.images.device)
     for step in training(model, stream, optimizer=optimizer, loss=loss, precision=recipe.precision):
         total += step.loss

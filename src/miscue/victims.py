@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from miscue.data import Data
 from miscue.dice import Dice
+from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
 from miscue.train import Epoch, Recipe, fitting
 
@@ -27,7 +27,7 @@ class Victim:
 
     def untrained(self, data: Data, dice: Dice, *, device: str = "cpu") -> nn.Module:
         """Fresh weights on `device`."""
-        return build(self.plan(data), dice).to(device).to(memory_format=torch.channels_last)
+        return placed(build(self.plan(data), dice), device)
 
     def learning(self, model: nn.Module, data: Data, dice: Dice) -> Iterator[Epoch]:
         """Train `model` in place; yields after every epoch with the model in eval mode."""
@@ -44,7 +44,4 @@ class Victim:
 
 DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosine")
 
-VICTIMS: dict[str, Victim] = {
-    name: Victim(network=name, recipe=DEFAULT)
-    for name in ("cnn", "cnn-small", "cnn-large", "cnn-plain", "conv5", "conv5-plain")
-}
+VICTIMS: dict[str, Victim] = {name: Victim(network=name, recipe=DEFAULT) for name in NETWORKS}

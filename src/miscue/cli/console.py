@@ -36,7 +36,7 @@ def emit(row: dict[str, Any]) -> None:
 
 @contextmanager
 def guarded(*, debug: bool) -> Iterator[None]:
-    """Turn bad input and failures of the machine into one line on stderr and an exit code; `debug` lets them through."""
+    """Turn bad input and failures of the machine into one line and an exit code; `debug` lets them through."""
     if debug:
         yield
         return
@@ -90,9 +90,7 @@ def bar(ticks: Iterator[Tick], title: str, describe: Callable[[dict[str, Any]], 
                 progress.console.print(f"  {describe(tick.fact)}", markup=False)
 
 
-def plain(
-    ticks: Iterator[Tick], title: str, describe: Callable[[dict[str, Any]], str], *, every: float = 30
-) -> None:
+def plain(ticks: Iterator[Tick], title: str, describe: Callable[[dict[str, Any]], str], *, every: float = 30) -> None:
     """The form of `follow` where there is no terminal: at most one line of progress in `every` seconds."""
     started = said = time.monotonic()
     first: int | None = None

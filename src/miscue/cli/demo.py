@@ -32,9 +32,7 @@ def demo(
         copy, run = out / "digits", out / "digits.run"
         for left in (copy, run, folder_beside(copy)):
             shutil.rmtree(left, ignore_errors=True)
-        console.say(
-            "1/2  crafting noise for the training images of scikit-learn's digits (8 x 8 pixels, eps 0.3)"
-        )
+        console.say("1/2  crafting noise for the training images of scikit-learn's digits (8 x 8 pixels, eps 0.3)")
         poison_data(
             "deepconfuse",
             POISONS["deepconfuse"],
@@ -71,9 +69,7 @@ def demo(
             device=device(device_),
         )
         means = {
-            r["row"]["condition"]: r["mean"]
-            for r in lines(run / "records.jsonl")
-            if r["measure"] == "test_accuracy"
+            r["row"]["condition"]: r["mean"] for r in lines(run / "records.jsonl") if r["measure"] == "test_accuracy"
         }
         console.say(
             f"Trained on the originals a network reads {means['clean']:.1f} % of the test images right, "

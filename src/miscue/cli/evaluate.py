@@ -66,9 +66,7 @@ def evaluate(
     seed: SEED = 0,
     device_: DEVICE = "auto",
     threads: THREADS = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: POISONED.run.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: POISONED.run.", show_default=False)] = None,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
     debug: DEBUG = False,

@@ -35,20 +35,12 @@ from miscue.victims import VICTIMS
 
 def train(
     data: DATA,
-    out: Annotated[
-        Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)
-    ],
+    out: Annotated[Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)],
     victim: Annotated[str, typer.Option(help=f"One of: {', '.join(VICTIMS)}.")] = "cnn",
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step; default: the victim's own.", min=1)
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="sgd, adam or rmsprop; default: the victim's own.")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the victim's own.", min=1)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or rmsprop; default: the victim's own.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     resize: RESIZE = None,
     seed: SEED = 0,
@@ -75,9 +67,7 @@ def train(
 
         def ticks() -> Iterator[Tick]:
             for epoch in chosen.learning(model, images, dice):
-                facts.update(
-                    epoch=epoch.number, loss=epoch.loss, train_accuracy=accuracy(model, splits.train)
-                )
+                facts.update(epoch=epoch.number, loss=epoch.loss, train_accuracy=accuracy(model, splits.train))
                 if splits.test is not None:
                     facts["test_accuracy"] = accuracy(model, splits.test)
                 yield Tick(done=epoch.number, total=recipe.epochs, fact=dict(facts))
@@ -100,7 +90,8 @@ def train(
 def epoch_words(fact: dict[str, Any]) -> str:
     """An epoch in words."""
     test = f", {fact['test_accuracy']:.2f} % of the test images" if "test_accuracy" in fact else ""
-    return f"epoch {fact['epoch']}: loss {fact['loss']:.4f}, {fact['train_accuracy']:.2f} % of the training images right{test}"
+    train = f"{fact['train_accuracy']:.2f} % of the training images right"
+    return f"epoch {fact['epoch']}: loss {fact['loss']:.4f}, {train}{test}"
 
 
 def report(

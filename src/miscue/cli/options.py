@@ -25,9 +25,7 @@ def fraction(text: str | float) -> float:
         raise typer.BadParameter(f"{text!r} is neither a number nor a fraction such as 8/255") from None
 
 
-DATA = Annotated[
-    str, typer.Argument(help="A named set (digits, mnist, ...) or the path of one.", show_default=False)
-]
+DATA = Annotated[str, typer.Argument(help="A named set (digits, mnist, ...) or the path of one.", show_default=False)]
 SEED = Annotated[int, typer.Option(help="Seed of all random choices.", min=0)]
 DEVICE = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: CUDA where present.")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]

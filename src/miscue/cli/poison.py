@@ -24,7 +24,6 @@ from miscue.cli.options import (
     RESIZE,
     SEED,
     THREADS,
-    command_line,
     device,
     folder_beside,
     fraction,
@@ -46,9 +45,7 @@ app = typer.Typer(no_args_is_help=True, help="Make a poisoned copy of a data set
 OUT = Annotated[Path, typer.Argument(help="Folder to write the poisoned copy to.", show_default=False)]
 SHARE = Annotated[
     float,
-    typer.Option(
-        help="Share of the images that are poisoned, the rest stay clean.", parser=fraction, metavar="NUMBER"
-    ),
+    typer.Option(help="Share of the images that are poisoned, the rest stay clean.", parser=fraction, metavar="NUMBER"),
 ]
 LAYOUT = Annotated[str | None, typer.Option(help="Write idx, cifar, npz or folder; default: as the input.")]
 
@@ -56,24 +53,16 @@ LAYOUT = Annotated[str | None, typer.Option(help="Write idx, cifar, npz or folde
 def common(
     data: DATA,
     out: OUT,
-    preset: Annotated[
-        str, typer.Option(help="A named setting to start from; options given beside it win.")
-    ] = "paper",
+    preset: Annotated[str, typer.Option(help="A named setting to start from; options given beside it win.")] = "paper",
     surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)
-    ] = None,
+    lr: Annotated[float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default=False)] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data a trial.", show_default=False)
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data a trial.", show_default=False)] = None,
     share: SHARE = 1.0,
     layout: LAYOUT = None,
     resize: RESIZE = None,
     seed: SEED = 0,
-    device_: Annotated[
-        str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")
-    ] = "auto",
+    device_: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")] = "auto",
     threads: THREADS = None,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
@@ -97,7 +86,7 @@ def command(name: str, poison: Poison[...]) -> Callable[..., None]:
     run.__doc__ = (inspect.getdoc(poison) or "").split("\n\n")[0]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 
@@ -146,17 +135,13 @@ def poison_data(
         shutil.rmtree(workshop, ignore_errors=True)
     kept = workshop / "perturbation.safetensors"
     if kept.exists():
-        raise InputError(
-            f"{kept} exists already; apply it with miscue poison apply, or add --overwrite to start anew"
-        )
+        raise InputError(f"{kept} exists already; apply it with miscue poison apply, or add --overwrite to start anew")
     ticks = craft(poison, splits.train, attacker, options, workshop)
     console.follow(ticks, f"crafting {name}", trial_words)
     perturbation = Perturbation.load(kept)
     facts = {"preset": preset, "options": full_options(poison, options), "seed": seed}
     facts |= {"surrogate": attacker.surrogate, "recipe": asdict(attacker.recipe)}
-    row = deliver(
-        perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite
-    )
+    row = deliver(perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite)
     report_written(row, out, kept, json_=json_)
 
 
@@ -200,7 +185,8 @@ def deliver(
         "input": splits.name,
         "input_sha256": fingerprint(splits.train),
     }
-    write(replace(splits, **made), out, manifest=manifest, overwrite=overwrite, layout=layout)
+    copy = replace(splits, train=made.get("train", splits.train), test=made.get("test", splits.test))
+    write(copy, out, manifest=manifest, overwrite=overwrite, layout=layout)
     return manifest
 
 
@@ -232,9 +218,7 @@ def apply(
     out: OUT,
     part: Annotated[
         str,
-        typer.Option(
-            help="What to poison: train, test, both, or all: every image of a folder, one at a time."
-        ),
+        typer.Option(help="What to poison: train, test, both, or all: every image of a folder, one at a time."),
     ] = "train",
     share: SHARE = 1.0,
     layout: LAYOUT = None,
@@ -251,9 +235,7 @@ def apply(
         refuse_existing(out, overwrite=overwrite)
         kept = Perturbation.load(perturbation)
         kept.generator.to(device(device_, threads))
-        parts = lookup(
-            {"train": ("train",), "test": ("test",), "both": ("train", "test"), "all": ()}, part, "part"
-        )
+        parts = lookup({"train": ("train",), "test": ("test",), "both": ("train", "test"), "all": ()}, part, "part")
         facts = {"perturbation": perturbation.name, **kept.settings}
         if parts:
             splits = read(data, resize=resize)

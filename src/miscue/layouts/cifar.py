@@ -48,8 +48,7 @@ def read_cifar(path: Path) -> Splits:
     test_names = [keys["test"]] if (folder / keys["test"]).is_file() else []
     batches = {name: pickles.load(folder / name) for name in names + test_names}
     parts = {
-        name: (_images(folder / name, batch), _labels(folder / name, batch, keys))
-        for name, batch in batches.items()
+        name: (_images(folder / name, batch), _labels(folder / name, batch, keys)) for name, batch in batches.items()
     }
     meta = pickles.load(folder / keys["meta"]) if (folder / keys["meta"]).is_file() else {}
     listed = meta.get(keys["names"])
@@ -57,9 +56,7 @@ def read_cifar(path: Path) -> Splits:
     classes = classes or class_names(path, [labels for _, labels in parts.values()])
 
     def joined(chosen: list[str]) -> Data:
-        images, labels = (
-            torch.cat(list(column)) for column in zip(*(parts[name] for name in chosen), strict=True)
-        )
+        images, labels = (torch.cat(list(column)) for column in zip(*(parts[name] for name in chosen), strict=True))
         given = [batches[name].get("filenames") for name in chosen]
         files = tuple(str(file) for part in given for file in part or ()) if all(given) else ()
         return labelled(images, labels, classes, where=folder / chosen[0], files=files)
@@ -93,9 +90,7 @@ def write_cifar(splits: Splits, folder: Path) -> None:
     folder = folder / options.get("place", "")
     folder.mkdir(parents=True, exist_ok=True)
     total = len(splits.train)
-    batches = options.get("batches") or [
-        [f"data_batch_{i}", 0, f"training batch {i} of 5"] for i in range(1, 6)
-    ]
+    batches = options.get("batches") or [[f"data_batch_{i}", 0, f"training batch {i} of 5"] for i in range(1, 6)]
     sizes = [size for _, size, _ in batches]
     if sum(sizes) != total:
         sizes = [(total + i) // len(batches) for i in range(len(batches))]
@@ -103,9 +98,7 @@ def write_cifar(splits: Splits, folder: Path) -> None:
     for (name, _, label), (start, end) in zip(batches, pairwise(ends), strict=True):
         _store(folder / name, splits.train.take(slice(start, end)), label, keys, options)
     if splits.test is not None:
-        _store(
-            folder / keys["test"], splits.test, options.get("test") or "testing batch 1 of 1", keys, options
-        )
+        _store(folder / keys["test"], splits.test, options.get("test") or "testing batch 1 of 1", keys, options)
     meta: dict[str, Any] = {keys["names"]: list(splits.train.classes)}
     if keys is TEN:
         meta = {"num_cases_per_batch": sizes[0], **meta, "num_vis": 3 * height * width}
@@ -118,9 +111,7 @@ def _train_names(folder: Path) -> list[str]:
     """The training batches in order: data_batch_1, 2, ..., or `train` where `meta` lies beside it."""
     if not folder.is_dir():
         return []
-    numbers = sorted(
-        int(file.name[11:]) for file in folder.glob("data_batch_*") if file.name[11:].isdecimal()
-    )
+    numbers = sorted(int(file.name[11:]) for file in folder.glob("data_batch_*") if file.name[11:].isdecimal())
     if numbers:
         for number in range(1, numbers[-1] + 1):
             if number not in numbers:

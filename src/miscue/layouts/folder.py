@@ -55,18 +55,14 @@ def read_folder(path: Path, *, resize: int | None = None) -> Splits:
         images = torch.empty(len(names), channels, *size, dtype=torch.uint8)
         for image, name in zip(images, names, strict=True):
             image.copy_(decode(path / place / name, channels=channels, resize=resize))
-        labels = torch.tensor(
-            [classes.index(PurePosixPath(name).parts[0]) for name in names], dtype=torch.int64
-        )
+        labels = torch.tensor([classes.index(PurePosixPath(name).parts[0]) for name in names], dtype=torch.int64)
         parts[place] = labelled(images, labels, classes, where=path / place, files=tuple(names))
     layout = Layout(kind="folder", options={"train": train, "test": test})
     held = parts[test] if test is not None else None
     return Splits(name=path.resolve().name, train=parts[train], test=held, layout=layout, source=path)
 
 
-def stream(
-    path: Path, *, channels: int | None = None, resize: int | None = None
-) -> Iterator[tuple[str, str, Tensor]]:
+def stream(path: Path, *, channels: int | None = None, resize: int | None = None) -> Iterator[tuple[str, str, Tensor]]:
     """The images of a folder one at a time, in the order of `read_folder`, the training images first.
 
     Only one image is held at any time; sizes may differ. Images come as the files have them, grey (1, h, w)

@@ -51,14 +51,10 @@ def read_idx(path: Path) -> Splits:
             missing = next(kind for kind in ("images", "labels") if kind not in have)
             raise InputError(f"{path / place} lacks {STEMS[f'{part}_{missing}']}[.gz]")
     arrays = {key: _array(path / place / name, 3 if "images" in key else 1) for key, name in names.items()}
-    labels = {
-        part: arrays[f"{part}_labels"].long() for part in ("train", "test") if f"{part}_labels" in arrays
-    }
+    labels = {part: arrays[f"{part}_labels"].long() for part in ("train", "test") if f"{part}_labels" in arrays}
     classes = class_names(path, list(labels.values()))
     parts = {
-        part: labelled(
-            arrays[f"{part}_images"][:, None], y, classes, where=path / place / names[f"{part}_labels"]
-        )
+        part: labelled(arrays[f"{part}_images"][:, None], y, classes, where=path / place / names[f"{part}_labels"])
         for part, y in labels.items()
     }
     layout = Layout(kind="idx", options={"place": place, "names": names})
@@ -102,9 +98,7 @@ def _array(path: Path, dimensions: int) -> Tensor:
     head = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)):
         kind = "images" if dimensions == 3 else "labels"
-        raise InputError(
-            f"{path} is not an IDX file of 8-bit {kind}: it starts with {raw[:4].hex() or 'nothing'}"
-        )
+        raise InputError(f"{path} is not an IDX file of 8-bit {kind}: it starts with {raw[:4].hex() or 'nothing'}")
     if len(raw) < head:
         raise InputError(f"{path} is cut short within its header")
     shape = struct.unpack(f">{dimensions}I", raw[4:head])

@@ -149,20 +149,5 @@ def _array(array: NDArray[np.uint8]) -> bytes:
     shape = b"(" + b"".join(map(_dumped, array.shape)) + b"t"
     dtype = b"cnumpy\ndtype\n(" + _string(b"u1") + _dumped(0) + _dumped(1) + b"tR"
     dtype += b"(" + _dumped(3) + _string(b"|") + b"NNN" + 2 * _dumped(-1) + _dumped(0) + b"tb"
-    blank = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n("
-        + _dumped(0)
-        + b"t"
-        + _string(b"b")
-        + b"tR"
-    )
-    return (
-        blank
-        + b"("
-        + _dumped(1)
-        + shape
-        + dtype
-        + b"\x89"
-        + _string(array.astype(np.uint8).tobytes())
-        + b"tb"
-    )
+    blank = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + _dumped(0) + b"t" + _string(b"b") + b"tR"
+    return blank + b"(" + _dumped(1) + shape + dtype + b"\x89" + _string(array.astype(np.uint8).tobytes()) + b"tb"

@@ -70,9 +70,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
             with Image.open(handle, formats=sorted(set(FORMATS.values()))) as image:
                 deep_png = head.startswith(b"\x89PNG") and head[24:25] == b"\x10"
                 if deep_png or image.mode == "F" or image.mode.startswith("I"):
-                    raise InputError(
-                        f"{file} has 16 bits a channel; images are kept in 8 bits, so convert it first"
-                    )
+                    raise InputError(f"{file} has 16 bits a channel; images are kept in 8 bits, so convert it first")
                 yield image
     except InputError:
         raise

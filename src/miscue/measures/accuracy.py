@@ -68,6 +68,4 @@ def hit_rate(predicted: Tensor, labels: Tensor, label_map: Sequence[int]) -> flo
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> list[list[int]]:
     """Counts, rows true classes, columns predicted ones."""
-    return (
-        torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).tolist()
-    )
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).tolist()

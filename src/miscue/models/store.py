@@ -85,7 +85,5 @@ def restore(plan: Plan, tensors: dict[str, torch.Tensor], path: Path) -> nn.Modu
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(
-            f"{path} does not fit its own plan {plan.name}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"{path} does not fit its own plan {plan.name}: {str(error).splitlines()[0]}") from error
     return model.eval()

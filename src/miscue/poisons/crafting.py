@@ -1,4 +1,4 @@
-"""What every training-time attack is given and yields: the threat model as a value, crafting as an iterator of steps."""
+"""What every training-time attack is given and yields: the threat model as a value, crafting as steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker:
-    """What a training-time attacker has: a surrogate of the victim (a key of NETWORKS), how it is trained, dice, device."""
+    """What a training-time attacker has: a surrogate (a key of NETWORKS), how it is trained, dice, device."""
 
     surrogate: str = "cnn"
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.01, epochs=1, batch_size=64))
@@ -81,11 +81,7 @@ def finish(steps: Iterator[Progress]) -> Perturbation:
 
 def packed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Several state dicts as one: {"part": {"key": t}} -> {"part/key": t}, each tensor a copy."""
-    return {
-        f"{part}/{key}": value.detach().clone()
-        for part, state in parts.items()
-        for key, value in state.items()
-    }
+    return {f"{part}/{key}": value.detach().clone() for part, state in parts.items() for key, value in state.items()}
 
 
 def unpacked(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:

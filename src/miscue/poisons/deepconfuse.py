@@ -38,6 +38,7 @@ from miscue.errors import InputError, lookup
 from miscue.labels import checked_map
 from miscue.losses import unlikelihood
 from miscue.measures.accuracy import hit_rate, percent, predictions
+from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import (
@@ -54,6 +55,7 @@ from miscue.poisons.crafting import (
 from miscue.train import Recipe, training
 
 Weights = dict[str, Tensor]
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,14 @@ class Lookahead:
     """One look ahead: the networks and numbers of the pseudo-update and of the loss beyond it.
 
     objective: (scores of f_theta'(x), y) -> scalar that the generator *descends*.
+    reach: how far `difference` moves theta, as a share of its norm.
     """
 
     surrogate: nn.Module
     generator: nn.Module
     alpha: float
-    objective: Callable[[Tensor, Tensor], Tensor]
+    objective: Objective
+    reach: float = 0.001
 
 
 def exact(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
@@ -83,9 +87,9 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
 def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
     """The same gradient from first-order passes only.
 
-    With v = grad of the objective at theta', the chain rule gives  d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
-    at the poisoned images x~; the derivative along v is a difference of two image gradients, at theta and at
-    theta + h v. h moves theta by one percent of its norm.
+    With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
+    at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
+    theta + h v, where h v is `reach` times as long as theta.
     """
     scratch = buffers_of(look.surrogate)
     poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
@@ -96,12 +100,11 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, .
 
     *slope, here = torch.autograd.grad(image_loss(theta), [*theta.values(), leaf])
     ahead = {
-        name: (w - look.alpha * s).detach().requires_grad_()
-        for (name, w), s in zip(theta.items(), slope, strict=True)
+        name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
     }
     outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
     v = torch.autograd.grad(outer, list(ahead.values()))
-    h = 0.01 * norm(theta.values()) / norm(v).clamp(min=1e-12)
+    h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
     beside = {name: (w + h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
     (there,) = torch.autograd.grad(image_loss(beside), leaf)
     return torch.autograd.grad(poisoned, list(look.generator.parameters()), -look.alpha * (there - here) / h)
@@ -125,10 +128,10 @@ def ascent(scores: Tensor, y: Tensor) -> Tensor:
     return -F.cross_entropy(scores, y)
 
 
-OBJECTIVES = {"cross-entropy": ascent, "unlikelihood": unlikelihood}
+OBJECTIVES: dict[str, Objective] = {"cross-entropy": ascent, "unlikelihood": unlikelihood}
 
 
-def towards(targets: Sequence[int], device: str) -> Callable[[Tensor, Tensor], Tensor]:
+def towards(targets: Sequence[int], device: str) -> Objective:
     """Descent on the cross-entropy of the mapped labels eta(y) (6)."""
     eta = torch.tensor(targets, device=device)
     return lambda scores, y: F.cross_entropy(scores, eta[y])
@@ -232,7 +235,7 @@ def weights_of(model: nn.Module) -> Weights:
 def make_generators(plan: Plan, attacker: Attacker, *, lr: float) -> Generators:
     """xi drawn from the attacker's dice, and xi' equal to it."""
     frozen = build(plan, attacker.dice.named("generator"))
-    frozen.to(device=attacker.device).to(memory_format=torch.channels_last).eval()
+    placed(frozen, attacker.device).eval()
     copy = deepcopy(frozen).train()
     adam = torch.optim.Adam(copy.parameters(), lr)
     return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, best=weights_of(frozen))
@@ -306,12 +309,10 @@ def deepconfuse(
     while pair.trial <= trials:
         dice = attacker.dice.named("trial", pair.trial)
         network = Plan(name=attacker.surrogate, shape=data.shape, options={"classes": len(data.classes)})
-        surrogate = build(network, dice).to(attacker.device).to(memory_format=torch.channels_last).train()
+        surrogate = placed(build(network, dice), attacker.device).train()
         look = Lookahead(surrogate=surrogate, generator=pair.copy, alpha=alpha, objective=drive)
 
-        def ascend(
-            theta: Weights, batch: Batch, look: Lookahead = look, last: bool = pair.trial == trials
-        ) -> None:
+        def ascend(theta: Weights, batch: Batch, look: Lookahead = look, last: bool = pair.trial == trials) -> None:
             if last:
                 return  # only the damage of the last generator is wanted
             for parameter, slope in zip(pair.copy.parameters(), gradient_at(look, theta, batch), strict=True):

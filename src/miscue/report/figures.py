@@ -60,9 +60,7 @@ def _text(x: float | str, y: float, words: str, **attributes: Any) -> str:
 def _svg(width: float, height: float, content: Sequence[str], *, tone: str, label: str) -> str:
     """A whole drawing with a spoken `label`; `tone` names the colour that the style sheet gives it."""
     box = f"0 0 {width:g} {height:g}"
-    return _element(
-        "svg", "".join(content), viewBox=box, role="img", aria_label=label, class_=f"figure {tone}"
-    )
+    return _element("svg", "".join(content), viewBox=box, role="img", aria_label=label, class_=f"figure {tone}")
 
 
 def ticks(low: float, high: float, *, count: int = 6, whole: bool = False) -> list[float]:
@@ -107,9 +105,7 @@ class _Frame:
             unit = "\u00a0%" if level == 100 else ""
             out.append(_text(self.left - 8, y + 4.5, f"{level}{unit}", text_anchor="end", class_="tick"))
         for value in ticks(self.low, self.high, whole=whole):
-            out.append(
-                _text(self.x(value), self.bottom + 20, f"{value:g}", text_anchor="middle", class_="tick")
-            )
+            out.append(_text(self.x(value), self.bottom + 20, f"{value:g}", text_anchor="middle", class_="tick"))
         middle = (self.left + self.right) / 2
         return [*out, _text(middle, self.bottom + 40, title, text_anchor="middle", class_="tick")]
 
@@ -201,9 +197,7 @@ def damage(points: Points) -> str:
     return _svg(460, 298, out, tone="poisoned", label=label)
 
 
-def confusion(
-    matrix: np.ndarray, classes: Sequence[str], *, tone: str, targets: Sequence[int] | None = None
-) -> str:
+def confusion(matrix: np.ndarray, classes: Sequence[str], *, tone: str, targets: Sequence[int] | None = None) -> str:
     """A confusion matrix, coloured by each row's shares; counts are written for at most TEXT_CLASSES classes.
 
     Args:
@@ -299,10 +293,7 @@ def overview(rows: Sequence[dict[str, Any]], *, chance: float) -> str:
         chance: the accuracy of guessing, a percentage.
     """
     height, bottom = 78, 78 * len(rows) + 14
-    out = [
-        _element("line", x1=f"{x}%", x2=f"{x}%", y1=18, y2=bottom, class_="grid")
-        for x in (0, 25, 50, 75, 100)
-    ]
+    out = [_element("line", x1=f"{x}%", x2=f"{x}%", y1=18, y2=bottom, class_="grid") for x in (0, 25, 50, 75, 100)]
     out.append(_element("line", x1=f"{chance:.2f}%", x2=f"{chance:.2f}%", y1=18, y2=bottom, class_="chance"))
     out.append(_text(f"{chance:.2f}%", 12, "guessing", text_anchor=_anchor(chance), class_="tick"))
     for index, row in enumerate(rows):
@@ -312,9 +303,7 @@ def overview(rows: Sequence[dict[str, Any]], *, chance: float) -> str:
         out.append(_text(f"{x}%", bottom + 18, f"{x}{unit}", text_anchor=_anchor(x), class_="tick"))
     label = "Test accuracy: " + "; ".join(
         f"{row['name']} "
-        + ", ".join(
-            f"{key} {percent(sum(row[key]) / len(row[key]))}" for key in ("clean", "poisoned") if row[key]
-        )
+        + ", ".join(f"{key} {percent(sum(row[key]) / len(row[key]))}" for key in ("clean", "poisoned") if row[key])
         for row in rows
     )
     content, style = "".join(out), f"height:{bottom + 26}px"
@@ -330,9 +319,7 @@ def _dumbbell(row: dict[str, Any], y: float, *, named: bool) -> list[str]:
     out = [_element("line", x1="0%", x2="100%", y1=y, y2=y, class_="track")]
     if len(means) == 2:
         out.append(
-            _element(
-                "line", x1=f"{means['clean']:.2f}%", x2=f"{means['poisoned']:.2f}%", y1=y, y2=y, class_="fall"
-            )
+            _element("line", x1=f"{means['clean']:.2f}%", x2=f"{means['poisoned']:.2f}%", y1=y, y2=y, class_="fall")
         )
     if named:
         out.append(_text("50%", y - 16, row["name"], text_anchor="middle", class_="name"))
@@ -341,9 +328,7 @@ def _dumbbell(row: dict[str, Any], y: float, *, named: bool) -> list[str]:
         out += [_element("line", x1=f"{seed:.2f}%", x2=f"{seed:.2f}%", **ends) for seed in row[key]]
         out.append(_element("circle", cx=f"{mean:.2f}%", cy=y, r=7, class_=f"end {key}"))
         place = y - 16 if key == "clean" else y + 27
-        out.append(
-            _text(f"{mean:.2f}%", place, percent(mean), text_anchor=_anchor(mean), class_=f"value {key}")
-        )
+        out.append(_text(f"{mean:.2f}%", place, percent(mean), text_anchor=_anchor(mean), class_=f"value {key}"))
     return out
 
 

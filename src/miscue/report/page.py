@@ -80,9 +80,7 @@ class Run:
     @property
     def victims(self) -> list[str]:
         """The victims that were asked for, then any others that there are cells of."""
-        return list(
-            dict.fromkeys([*self.settings.get("victims", {}), *(cell["victim"] for cell in self.cells)])
-        )
+        return list(dict.fromkeys([*self.settings.get("victims", {}), *(cell["victim"] for cell in self.cells)]))
 
     @property
     def chance(self) -> float:
@@ -183,9 +181,7 @@ def _cells(rows: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]
     for row in rows:
         if row.get("condition") in CONDITIONS and isinstance(row.get("victim"), str):
             latest[row["victim"], row["condition"], str(row.get("seed"))] = row
-    strange = sum(
-        row.get("condition") not in CONDITIONS or not isinstance(row.get("victim"), str) for row in rows
-    )
+    strange = sum(row.get("condition") not in CONDITIONS or not isinstance(row.get("victim"), str) for row in rows)
     if strange:
         words = "line of cells.jsonl has" if strange == 1 else "lines of cells.jsonl have"
         notes.append(f"{strange} {words} no victim or an unknown condition: left out.")
@@ -200,15 +196,8 @@ def _samples(path: Path, classes: int, notes: list[str]) -> dict[str, np.ndarray
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         clean, poisoned, labels = arrays["clean"], arrays["poisoned"], arrays["labels"]
-        images = (
-            clean.ndim == 4 and clean.dtype == poisoned.dtype == np.uint8 and clean.shape == poisoned.shape
-        )
-        if (
-            images
-            and labels.shape == clean.shape[:1]
-            and len(labels)
-            and set(labels.tolist()) <= set(range(classes))
-        ):
+        images = clean.ndim == 4 and clean.dtype == poisoned.dtype == np.uint8 and clean.shape == poisoned.shape
+        if images and labels.shape == clean.shape[:1] and len(labels) and set(labels.tolist()) <= set(range(classes)):
             return arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
@@ -329,9 +318,7 @@ def _one(run: Run, victim: str, test: dict[str, Stat], hit: Stat | None) -> Part
     """The sentence about one victim; `hit` is its hit rate under a label map."""
     clean, poisoned, who = test["clean"], test["poisoned"], _kind(run, victim)
     level = grade(clean, poisoned, chance=run.chance)
-    seeds = f"), {_seeds(poisoned.n)}" + (
-        f" on the copy, {clean.n} on the originals" * (clean.n != poisoned.n)
-    )
+    seeds = f"), {_seeds(poisoned.n)}" + (f" on the copy, {clean.n} on the originals" * (clean.n != poisoned.n))
     if level == "untrained":
         guess = f"guessing gets {percent(run.chance)}"
         return [
@@ -387,9 +374,7 @@ def html(run: Run) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "percent": percent}
     template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     tables = {victim: stats(run, victim) for victim in run.victims}
@@ -408,9 +393,7 @@ def html(run: Run) -> str:
         name_lines=1 + sum(max(map(len, run.classes), default=0) > length for length in (8, 16)),
         batch=BATCH,
         victims=[
-            _section(run, victim)
-            for victim in run.victims
-            if run.of(victim, "clean") + run.of(victim, "poisoned")
+            _section(run, victim) for victim in run.victims if run.of(victim, "clean") + run.of(victim, "poisoned")
         ],
         tables=tables,
         measures=MEASURES,
@@ -430,9 +413,7 @@ def _tiles(run: Run, tables: dict[str, dict[str, dict[str, Stat]]]) -> list[dict
     tiles = []
     if len(whole) == 1:
         ((victim, test),) = whole.items()
-        tiles.append(
-            _tile("trained on originals", percent(test["clean"].mean), _spread(test["clean"]), "clean")
-        )
+        tiles.append(_tile("trained on originals", percent(test["clean"].mean), _spread(test["clean"]), "clean"))
         note = _spread(test["poisoned"])
         tiles.append(_tile("trained on the copy", percent(test["poisoned"].mean), note, "poisoned"))
         for measure, label, note, unit in (
@@ -472,9 +453,7 @@ def _overview(run: Run) -> str:
 
 def _limit(run: Run) -> float:
     """The perturbation that the amplified noise shows as black or white."""
-    recorded = (
-        run.samples["eps"].item() if run.samples and run.samples.get("eps", np.zeros(2)).size == 1 else None
-    )
+    recorded = run.samples["eps"].item() if run.samples and run.samples.get("eps", np.zeros(2)).size == 1 else None
     for value in (recorded, run.settings.get("eps"), run.settings.get("budget_measured")):
         if finite(value) and value > 0:
             return float(value)
@@ -506,9 +485,7 @@ def _section(run: Run, victim: str) -> dict[str, Any]:
         panels.append(
             {
                 "condition": condition,
-                "title": "Trained on the originals"
-                if condition == "clean"
-                else "Trained on the poisoned copy",
+                "title": "Trained on the originals" if condition == "clean" else "Trained on the poisoned copy",
                 "seeds": _seeds(len(cells)),
                 "curves": figures.curves(runs, tone=condition),
                 "confusion": matrix,
@@ -565,11 +542,7 @@ def _facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, text); long texts are cut, long lists counted."""
     if isinstance(value, dict):
-        return [
-            fact
-            for key, part in value.items()
-            for fact in _flat(part, f"{prefix}.{key}" if prefix else str(key))
-        ]
+        return [fact for key, part in value.items() for fact in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list):
         text = f"{len(value)} values" if len(value) > 16 else ", ".join(map(str, value))
     else:

@@ -1,0 +1,203 @@
+"""DeepConfuse: the two algorithms, the two gradients, resuming, and that it does what it is for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import striped
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from miscue.balls import linf
+from miscue.data import Batch, Data, floats
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.measures.accuracy import accuracy
+from miscue.models.store import Plan, build
+from miscue.perturbation import Perturbation
+from miscue.poisons import POISONS, Attacker, deepconfuse
+from miscue.poisons.deepconfuse import OBJECTIVES, Lookahead, difference, exact, towards
+from miscue.train import Recipe
+from miscue.victims import Victim
+
+QUICK = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
+OPTIONS = {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3}
+
+
+def tensors(perturbation: Perturbation) -> list[Tensor]:
+    return list(perturbation.generator.state_dict().values())
+
+
+def last(steps: object) -> dict[str, Tensor]:
+    """The state of the last checkpoint of a walk."""
+    return [p.checkpoint.state for p in steps if p.checkpoint][-1]
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_algorithms_1_and_2_agree(data: Data, steps: int) -> None:
+    """With one step a trial they are the same by definition; in fact xi' sees the same theta_i for any number."""
+    one, two = (
+        last(deepconfuse.steps(data, QUICK, **OPTIONS | {"steps": steps, "algorithm": name})) for name in ("1", "2")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def lookahead(objective: object, generator: str = "encoder-decoder") -> tuple[Lookahead, dict[str, Tensor], Batch]:
+    data = striped(12, size=9)
+    surrogate = build(Plan(name="cnn-plain", shape=data.shape, options={"classes": 3}), Dice(1)).double()
+    noise = build(Plan(name=generator, shape=data.shape, options={"eps": 0.1, "channels": (4, 4)}), Dice(2)).double()
+    x = 0.2 + 0.6 * floats(data.images).double()  # away from the borders, where clipping has a kink
+    batch = Batch(x=x, y=data.labels, index=torch.arange(12))
+    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective)
+    return look, dict(surrogate.named_parameters()), batch
+
+
+def beyond(look: Lookahead, theta: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The objective at theta', by the formula and nothing else."""
+    poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
+    inner = F.cross_entropy(functional_call(look.surrogate, theta, (poisoned,)), batch.y)
+    slopes = torch.autograd.grad(inner, list(theta.values()))
+    ahead = {k: w - look.alpha * s for (k, w), s in zip(theta.items(), slopes, strict=True)}
+    return look.objective(functional_call(look.surrogate, ahead, (batch.x,)), batch.y).detach()
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "label map"])
+@pytest.mark.parametrize("gradient", [exact, difference])
+def test_pseudo_update_gradient_against_finite_differences(objective: str, gradient: object) -> None:
+    drive = towards((1, 2, 0), "cpu") if objective == "label map" else OBJECTIVES[objective]
+    look, theta, batch = lookahead(drive)
+    slopes = gradient(replace(look, reach=1e-6), theta, batch)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in look.generator.parameters()]
+        h = 1e-6
+        values = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for p, d in zip(look.generator.parameters(), way, strict=True):
+                    p.add_(d, alpha=sign * h)
+            values.append(beyond(look, theta, batch))
+        with torch.no_grad():
+            for p, d in zip(look.generator.parameters(), way, strict=True):
+                p.add_(d, alpha=h)
+        measured = (values[0] - values[1]) / (2 * h)
+        claimed = sum((s * d).sum() for s, d in zip(slopes, way, strict=True))
+        assert torch.allclose(claimed, measured, rtol=1e-5 if gradient is exact else 1e-3, atol=1e-6)
+
+
+def test_difference_points_where_exact_does() -> None:
+    look, theta, batch = lookahead(OBJECTIVES["cross-entropy"], "unet")
+    a, b = (torch.cat([s.flatten() for s in gradient(look, theta, batch)]) for gradient in (exact, difference))
+    assert torch.cosine_similarity(a, b, dim=0) > 0.9
+    assert 0.7 < a.norm() / b.norm() < 1.4
+
+
+def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
+    surrogate = build(Plan(name="cnn", shape=data.shape, options={"classes": 3}), Dice(1)).train()
+    noise = build(Plan(name="unet", shape=data.shape, options={"eps": 0.1}), Dice(2))
+    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=OBJECTIVES["cross-entropy"])
+    batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
+    before = {k: v.clone() for k, v in surrogate.state_dict().items()}
+    for gradient in (exact, difference):
+        gradient(look, dict(surrogate.named_parameters()), batch)
+    assert all(torch.equal(before[k], v) for k, v in surrogate.state_dict().items())
+    assert all(p.grad is None for p in [*surrogate.parameters(), *noise.parameters()])
+
+
+@pytest.mark.parametrize("name", POISONS)
+class TestBattery:
+    """What every training-time attack must do. A new one enters by entering POISONS."""
+
+    def test_repeats_and_seeds(self, name: str, data: Data) -> None:
+        a, b, c = (
+            last(POISONS[name].steps(data, replace(QUICK, dice=Dice(seed)), **OPTIONS)) for seed in (3, 3, 4)
+        )
+        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert not all(torch.equal(a[k], c[k]) for k in a)
+
+    def test_keeps_labels_order_and_budget_and_its_input(self, name: str, data: Data) -> None:
+        before = data.images.clone()
+        poisoned = POISONS[name](data, QUICK, eps=8 / 255, **OPTIONS)(data)
+        assert torch.equal(data.images, before)
+        assert torch.equal(poisoned.labels, data.labels)
+        assert poisoned.images.dtype == torch.uint8
+        assert 0 < linf(poisoned.images, data.images) <= 8 / 255 + 1e-9
+
+    def test_resumes_exactly(self, name: str, data: Data) -> None:
+        whole = list(POISONS[name].steps(data, QUICK, **OPTIONS))
+        stops = [p.checkpoint for p in whole if p.checkpoint]
+        for stop in stops[:-1]:
+            rest = list(POISONS[name].steps(data, QUICK, **OPTIONS, resume=stop.state))
+            assert rest[-1].done == whole[-1].done == whole[-1].total
+            assert all(torch.equal(stops[-1].state[k], v) for k, v in rest[-1].checkpoint.state.items())
+
+    def test_survives_the_disk(self, name: str, data: Data, tmp_path: Path) -> None:
+        perturbation = POISONS[name](data, QUICK, **OPTIONS)
+        perturbation.save(tmp_path / "p.safetensors")
+        loaded = Perturbation.load(tmp_path / "p.safetensors")
+        assert torch.equal(loaded(data).images, perturbation(data).images)
+        assert loaded.eps == perturbation.eps
+
+    def test_poisons_image_by_image_as_all_at_once(self, name: str, data: Data) -> None:
+        perturbation = POISONS[name](data, QUICK, **OPTIONS)
+        together = perturbation.images(data.images[:40])
+        alone = torch.cat([perturbation.images(image[None]) for image in data.images[:40]])
+        assert (together.int() - alone.int()).abs().max() <= 1  # the order of float additions may differ
+
+    def test_refuses_other_images(self, name: str, data: Data) -> None:
+        perturbation = POISONS[name](data, QUICK, **OPTIONS | {"trials": 1, "steps": 1})
+        with pytest.raises(InputError, match="for 1 channels, the images have 3"):
+            perturbation(striped(6, channels=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"eps": 0}, "eps must lie in"),
+        ({"eps": 1.5}, "eps must lie in"),
+        ({"generator": "u-net"}, "did you mean unet"),
+        ({"gradient": "exakt"}, "did you mean exact"),
+        ({"algorithm": "3"}, "unknown algorithm"),
+        ({"objective": "entropy"}, "unknown objective"),
+        ({"label_map": (0, 1)}, "one target for each"),
+        ({"trials": 0}, "must be positive"),
+        ({"held_out": 1.0}, "held-out share"),
+    ],
+)
+def test_bad_options(data: Data, change: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        deepconfuse(data, QUICK, **OPTIONS | change)
+
+
+def test_unknown_surrogate(data: Data) -> None:
+    with pytest.raises(InputError, match="did you mean cnn"):
+        deepconfuse(data, replace(QUICK, surrogate="cn"), **OPTIONS)
+
+
+def test_patience_stops_early_and_keeps_the_best(data: Data) -> None:
+    options = OPTIONS | {"trials": 30, "steps": 3, "generator_lr": 1e-9}
+    done = [p.checkpoint for p in deepconfuse.steps(data, QUICK, **options, patience=2) if p.checkpoint]
+    damages = [c.measures["damage"] for c in done]
+    assert len(done) < 31
+    assert max(damages) == max(damages[:-2])
+
+
+def test_damage_grows_and_reaches_fresh_victims() -> None:
+    """The effect itself, against the control of equally strong random noise."""
+    clean, test = striped(600, seed=0), striped(300, seed=1)
+    attacker = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=32), dice=Dice(0))
+    options = {"trials": 8, "steps": 40, "alpha": 0.3, "generator_lr": 3e-3, "gradient": "difference"}
+    poisoned = deepconfuse(clean, attacker, eps=0.3, **options)(clean)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, clean.images.shape, generator=generator) * 2 - 1
+    random = clean.with_images((clean.images.int() + 76 * signs).clamp(0, 255).to(torch.uint8))
+    victim = Victim(network="cnn", recipe=Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=32))
+    on_clean, on_random, on_poison = (accuracy(victim(d, Dice(5)), test) for d in (clean, random, poisoned))
+    assert on_clean > 95
+    assert on_random > 90
+    assert on_poison < 60

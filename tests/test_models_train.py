@@ -1,0 +1,207 @@
+"""Networks, generators, storage, the loop and its consumers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import striped
+from torch import nn
+
+from miscue.data import Data, batches
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.measures.accuracy import (
+    accuracy,
+    batch_statistics_predictions,
+    confusion,
+    hit_rate,
+    predictions,
+)
+from miscue.models.generators import GENERATORS
+from miscue.models.networks import NETWORKS
+from miscue.models.store import Plan, build, load_model, load_tensors, save_model
+from miscue.train import Recipe, fit, fitting, training
+from miscue.victims import VICTIMS, Victim
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 9, 21)])
+def test_networks_score_every_image_size(name: str, shape: tuple[int, int, int]) -> None:
+    model = build(Plan(name=name, shape=shape, options={"classes": 7}), Dice())
+    assert model(torch.rand(3, *shape)).shape == (3, 7)
+
+
+def test_cnn_is_the_papers() -> None:
+    convolutions = [m for m in NETWORKS["cnn"]((1, 28, 28), 10).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    sizes = [tuple(m.weight.shape) for m in convolutions]
+    assert sizes == [(20, 1, 3, 3), (50, 20, 3, 3), (500, 50 * 5 * 5), (10, 500)]
+    widths = [m.weight.shape[0] for m in NETWORKS["cnn-small"]((1, 28, 28), 10).modules() if hasattr(m, "weight")]
+    assert widths[0] == 10
+    assert widths[-1] == 10
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("size", [(28, 28), (8, 8), (32, 32), (5, 7), (17, 30)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_generators_stay_in_the_ball_at_every_size(name: str, size: tuple[int, int], channels: int) -> None:
+    generator = build(Plan(name=name, shape=(channels, *size), options={"eps": 0.2}), Dice())
+    x = torch.rand(4, channels, *size)
+    noise = generator(x)
+    assert noise.shape == x.shape
+    assert noise.abs().max() <= 0.2
+    assert noise.std() > 0.001
+    noise.sum().backward()
+    assert all(p.grad is not None for p in generator.parameters())
+
+
+def test_released_cnn_is_the_authors() -> None:
+    model = NETWORKS["cnn-released"]((1, 28, 28), 10)
+    names = [type(m).__name__ for m in model]
+    block = ["Conv2d", "BatchNorm2d", "ReLU", "AvgPool2d"]
+    assert names == [*block, *block, "Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert model[0].weight.shape == (20, 1, 5, 5)
+    assert model[9].weight.shape == (500, 4 * 4 * 50)
+
+
+def test_same_dice_same_weights() -> None:
+    plan = Plan(name="cnn", shape=(1, 12, 12), options={"classes": 3})
+    a, b, c = build(plan, Dice(1)), build(plan, Dice(1)), build(plan, Dice(2))
+    same = [torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
+    other = [torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True)]
+    assert all(same)
+    assert not all(other)
+
+
+def test_a_model_survives_the_disk(tmp_path: Path, data: Data) -> None:
+    victim = VICTIMS["cnn-small"]
+    model = victim(data, Dice(0))
+    save_model(tmp_path / "m.safetensors", model, victim.plan(data), classes=list(data.classes))
+    loaded, facts = load_model(tmp_path / "m.safetensors")
+    assert facts["classes"] == ["a", "b", "c"]
+    assert torch.equal(predictions(loaded, data.images), predictions(model, data.images))
+    assert not loaded.training
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match="no such file"):
+        load_model(path)
+    path.write_bytes(b"\x80\x04not a model")
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        load_model(path)
+    plan = Plan(name="cnn", shape=(1, 8, 8), options={"classes": 2})
+    save_model(path, build(plan, Dice()), plan)
+    with pytest.raises(InputError, match="holds model, not a perturbation"):
+        load_tensors(path, kind="perturbation")
+    save_model(path, build(plan, Dice()), replace(plan, options={"classes": 3}))
+    with pytest.raises(InputError, match="does not fit its own plan"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_fit_learns_and_generalises(optimizer: str) -> None:
+    lr = 0.05 if optimizer == "sgd" else 0.002
+    recipe = Recipe(optimizer=optimizer, lr=lr, epochs=6, batch_size=32, schedule="cosine")
+    model = Victim(network="cnn-small", recipe=recipe)(striped(seed=0), Dice(0))
+    assert accuracy(model, striped(seed=9)) > 90
+
+
+def test_fit_is_deterministic_and_seeded(data: Data) -> None:
+    runs = [VICTIMS["cnn-small"](data, Dice(seed)).state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values(), strict=True))
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(data: Data) -> None:
+    victim = Victim(network="cnn-plain", recipe=Recipe(lr=0.05, momentum=0.9, epochs=8, precision="bfloat16"))
+    model = victim(data, Dice(0))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert accuracy(model, data) > 90
+
+
+def test_the_loop_is_the_textbook_step(data: Data) -> None:
+    """One step against the update written out by hand."""
+    model = build(Plan(name="cnn-plain", shape=data.shape, options={"classes": 3}), Dice(0))
+    before = [p.detach().clone() for p in model.parameters()]
+    batch = next(iter(batches(data, size=16, epochs=1, dice=Dice(1))))
+    slopes = torch.autograd.grad(nn.functional.cross_entropy(model(batch.x), batch.y), list(model.parameters()))
+    steps = list(training(model, [batch], optimizer=torch.optim.SGD(model.parameters(), 0.1)))
+    assert len(steps) == 1
+    for p, old, slope in zip(model.parameters(), before, slopes, strict=True):
+        assert torch.allclose(p, old - 0.1 * slope, atol=1e-7)
+
+
+def test_a_batch_is_drawn_just_before_its_step(data: Data) -> None:
+    model = build(Plan(name="cnn-plain", shape=data.shape, options={"classes": 3}), Dice(0))
+    seen = []
+
+    def watched() -> object:
+        for batch in batches(data, size=80, epochs=1, dice=Dice(1)):
+            seen.append(next(model.parameters()).detach().clone())
+            yield batch
+
+    after = [
+        next(model.parameters()).detach().clone()
+        for _ in training(model, watched(), optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    ]
+    assert len(seen) == 3
+    assert torch.equal(seen[1], after[0])
+    assert torch.equal(seen[2], after[1])
+
+
+def test_epochs_report_losses_that_fall(data: Data) -> None:
+    model = build(Plan(name="cnn-small", shape=data.shape, options={"classes": 3}), Dice(0))
+    epochs = list(fitting(model, data, Recipe(lr=0.05, epochs=5, batch_size=32), Dice(0)))
+    assert [e.number for e in epochs] == [1, 2, 3, 4, 5]
+    assert epochs[-1].loss < 0.5 * epochs[0].loss
+
+
+def test_divergence_is_an_error_not_a_nan_model(data: Data) -> None:
+    model = build(Plan(name="cnn-plain", shape=data.shape, options={"classes": 3}), Dice(0))
+    with pytest.raises(InputError, match="training loss is (nan|inf)"):
+        fit(model, data, Recipe(lr=1e18, epochs=3), Dice(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": "sdg"}, "did you mean sgd"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"precision": "half"}, "unknown precision"),
+        ({"lr": 0}, "lr > 0"),
+        ({"epochs": 0}, "epochs >= 1"),
+    ],
+)
+def test_recipes_refuse_nonsense(change: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Recipe(**change)
+
+
+def test_measures_by_hand() -> None:
+    predicted, labels = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])
+    assert confusion(predicted, labels, 3) == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    assert hit_rate(predicted, labels, (0, 2, 0)) == 50
+
+
+def test_scoring_leaves_the_model_as_it_was(data: Data) -> None:
+    model = VICTIMS["cnn-small"](data, Dice(0)).train()
+    model[1].eval()
+    modes = [m.training for m in model.modules()]
+    before = json.dumps({k: v.tolist() for k, v in model.state_dict().items()})
+    predictions(model, data.images)
+    batch_statistics_predictions(model, data.images)
+    assert [m.training for m in model.modules()] == modes
+    assert json.dumps({k: v.tolist() for k, v in model.state_dict().items()}) == before
+
+
+def test_batch_statistics_differ_from_eval_mode(data: Data) -> None:
+    """Shifted test images: eval mode sees the shift, batch statistics normalise it away."""
+    model = VICTIMS["cnn"](data, Dice(0))
+    shifted = (data.images.int() // 2 + 100).clamp(0, 255).to(torch.uint8)
+    eval_mode = (predictions(model, shifted) == data.labels).float().mean()
+    batch_mode = (batch_statistics_predictions(model, shifted) == data.labels).float().mean()
+    assert batch_mode > eval_mode
