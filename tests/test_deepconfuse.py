@@ -53,7 +53,7 @@ def lookahead(objective: object, generator: str = "encoder-decoder") -> tuple[Lo
     noise = build(Plan(name=generator, shape=data.shape, options={"eps": 0.1, "channels": (4, 4)}), Dice(2)).double()
     x = 0.2 + 0.6 * floats(data.images).double()  # away from the borders, where clipping has a kink
     batch = Batch(x=x, y=data.labels, index=torch.arange(12))
-    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective)
+    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective, reach=1e-4)
     return look, dict(surrogate.named_parameters()), batch
 
 
@@ -100,7 +100,7 @@ def test_difference_points_where_exact_does() -> None:
 def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
     surrogate = build(Plan(name="cnn", shape=data.shape, options={"classes": 3}), Dice(1)).train()
     noise = build(Plan(name="unet", shape=data.shape, options={"eps": 0.1}), Dice(2))
-    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=OBJECTIVES["cross-entropy"])
+    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=OBJECTIVES["cross-entropy"], reach=0.1)
     batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
     before = {k: v.clone() for k, v in surrogate.state_dict().items()}
     for gradient in (exact, difference):
@@ -190,8 +190,8 @@ def test_patience_stops_early_and_keeps_the_best(data: Data) -> None:
 def test_damage_grows_and_reaches_fresh_victims() -> None:
     """The effect itself, against the control of equally strong random noise."""
     clean, test = striped(600, seed=0), striped(300, seed=1)
-    attacker = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=32), dice=Dice(0))
-    options = {"trials": 8, "steps": 40, "alpha": 0.3, "generator_lr": 3e-3, "gradient": "difference"}
+    attacker = Attacker(surrogate="cnn-small-bounded", recipe=Recipe(lr=0.02, batch_size=32), dice=Dice(0))
+    options = {"trials": 6, "steps": 60, "alpha": 0.3, "generator_lr": 2e-3, "gradient": "difference"}
     poisoned = deepconfuse(clean, attacker, eps=0.3, **options)(clean)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, clean.images.shape, generator=generator) * 2 - 1

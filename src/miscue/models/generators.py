@@ -1,9 +1,7 @@
 """Noise generators g: images in [0, 1] -> noise in [-eps, eps], through a last eps * tanh.
 
-Both halve the image with 4x4 convolutions of stride 2 and double it again by sub-pixel convolution: a 3x3 convolution
-to four times the channels, rearranged to twice the size. A transposed 4x4 convolution of stride 2 is the special case
-in which each sub-pixel sees 2x2 of the 3x3 taps; on CPUs it is several times slower. Any image size will do: odd sizes
-are rounded up on the way down and cropped on the way up.
+Both halve the image with 4x4 convolutions of stride 2 and double it again with transposed ones, BatchNorm and ReLU
+between. Any image size will do: an odd side is rounded down, a side of one pixel stays, and the way up restores each.
 """
 
 from __future__ import annotations
@@ -18,32 +16,30 @@ from miscue.models.networks import Shape
 
 
 class Down(nn.Module):
-    """conv 4x4, BatchNorm, ReLU; (n, i, h, w) -> (n, o, ceil(h / stride), ceil(w / stride))."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 2):
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv2d(inputs, outputs, 4, stride=stride, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 1:
-            padding = (1, 2, 1, 2)
-        else:
-            padding = (1, 1 + x.shape[3] % 2, 1, 1 + x.shape[2] % 2)
-        return F.relu(self.norm(self.conv(F.pad(x, padding))))
-
-
-class Up(nn.Module):
-    """Sub-pixel convolution to twice the size; (n, i, h, w) -> (n, o, 2h, 2w)."""
+    """conv 4x4 of stride 2, BatchNorm, ReLU; (n, i, h, w) -> (n, o, max(1, h // 2), max(1, w // 2))."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, 4 * outputs, 3, padding=1)
-        self.shuffle = nn.PixelShuffle(2)
+        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shuffle(self.conv(x))
+        height, width = x.shape[-2:]
+        if min(height, width) < 2:
+            x = F.pad(x, (0, int(width < 2), 0, int(height < 2)))
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Up(nn.Module):
+    """Transposed conv 4x4 of stride 2, to a given size; (n, i, h // 2, w // 2) -> (n, o, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        room = [max(2, side) for side in size]
+        return self.conv(x, output_size=room)[..., : size[0], : size[1]]
 
 
 class EncoderDecoder(nn.Module):
@@ -63,8 +59,7 @@ class EncoderDecoder(nn.Module):
             sizes.append(x.shape[-2:])
             x = down(x)
         for i, up in enumerate(self.up):
-            height, width = sizes.pop()
-            x = up(x)[..., :height, :width]
+            x = up(x, sizes.pop())
             if i < len(self.norm):
                 x = F.relu(self.norm[i](x))
         return self.eps * torch.tanh(x)
@@ -91,7 +86,7 @@ class UNet(nn.Module):
             x = down(x)
         for i, up in enumerate(self.up):
             skip = skips.pop()
-            x = up(x)[..., : skip.shape[2], : skip.shape[3]]
+            x = up(x, skip.shape[-2:])
             if i < len(self.norm):
                 x = torch.cat([F.relu(self.norm[i](x)), skip], dim=1)
         return self.eps * torch.tanh(x)

@@ -55,10 +55,16 @@ def valid(shape: Shape, kernel: int, *, blocks: int) -> int:
     return 0 if side >= 2 else kernel // 2
 
 
-def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True) -> nn.Module:
-    """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2)."""
+def cnn(
+    shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False
+) -> nn.Module:
+    """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2).
+
+    `bounded` adds the released net's BatchNorm on the scores. It bounds them, so that the loss never fades: as a
+    surrogate such a net teaches a generator several times faster.
+    """
     first, second, hidden = (max(1, round(n * width)) for n in (20, 50, 500))
-    return convolutional(
+    net = convolutional(
         shape,
         classes,
         widths=(first, second),
@@ -68,13 +74,11 @@ def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = Tr
         pooling=nn.MaxPool2d,
         batch_norm=batch_norm,
     )
+    return net.append(nn.BatchNorm1d(classes)) if bounded else net
 
 
 def cnn_released(shape: Shape, classes: int, *, width: float = 1.0) -> nn.Module:
-    """The same net as in the authors' released code: 5x5 kernels, average pooling, BatchNorm on the scores too.
-
-    Normalised scores are bounded, so the loss never fades: as a surrogate it teaches the generator much faster.
-    """
+    """The same net as in the authors' released code: 5x5 kernels, average pooling, BatchNorm on the scores too."""
     first, second, hidden = (max(1, round(n * width)) for n in (20, 50, 500))
     net = convolutional(
         shape,
@@ -108,8 +112,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": partial(cnn, width=0.5),
     "cnn-large": partial(cnn, width=2.0),
     "cnn-plain": partial(cnn, batch_norm=False),
+    "cnn-small-bounded": partial(cnn, width=0.5, bounded=True),
     "cnn-released": cnn_released,
-    "cnn-released-small": partial(cnn_released, width=0.5),
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
 }

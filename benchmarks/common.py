@@ -1,0 +1,45 @@
+"""Interleaved timing in one run, and records of the ratios."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from miscue.run import append, commit, device_name
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def interleaved(cases: dict[str, Callable[[], object]], *, rounds: int, warm: int = 3) -> dict[str, list[float]]:
+    """Seconds of each case in each round; cases take turns, so that a busy machine slows all of them alike."""
+    for _ in range(warm):
+        for case in cases.values():
+            case()
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            started = time.perf_counter()
+            case()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, float]:
+    """Median of the rounds' ratios and half the distance of their quartiles."""
+    ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, (high - low) / 2
+
+
+def record(row: dict[str, object], measure: str, mean: float, spread: float, n: int, *, note: str) -> None:
+    """Print a row, and add it to results/benchmarks.jsonl where --record is given."""
+    print(f"{row} {measure} {mean:.3f} +- {spread:.3f} ({n} rounds)  {note}")
+    if "--record" in sys.argv:
+        line = {"table": "benchmarks", "row": row, "measure": measure, "published": None, "mean": round(mean, 4)}
+        line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": "mnist", "seconds": None}
+        line |= {"device": device_name("cpu"), "commit": commit(), "command": f"python {' '.join(sys.argv)}", "note": note}
+        append(RESULTS / "benchmarks.jsonl", json.loads(json.dumps(line)))

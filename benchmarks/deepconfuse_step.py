@@ -1,0 +1,61 @@
+"""What a DeepConfuse step costs in steps of its own victim, and the memory it takes.
+
+    MISCUE_DATA=../shared/data python benchmarks/deepconfuse_step.py [--record]
+
+A victim step is forward, backward and update of the surrogate on one batch of 64. The floor of a DeepConfuse step in
+victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
+beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
+5/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and one backward, 4 G.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+from common import interleaved, ratio, record
+
+from miscue.data import batches
+from miscue.dice import Dice
+from miscue.models.networks import placed
+from miscue.models.store import Plan, build
+from miscue.poisons import PRESETS, Attacker, deepconfuse
+from miscue.readers import read
+from miscue.train import Recipe, training
+
+ROUNDS, INNER = 15, 8
+
+
+def main() -> None:
+    """Time `INNER` steps of each kind in turn, `ROUNDS` times."""
+    data = read("mnist").train.take(slice(0, 20_000))
+    fast = PRESETS["deepconfuse"]["fast"]
+    for surrogate in dict.fromkeys((fast.surrogate, "cnn", "cnn-released")):
+        attacker = Attacker(surrogate=surrogate, recipe=Recipe(lr=0.01, batch_size=64), dice=Dice(0))
+        options = {k: v for k, v in fast.options.items() if k not in ("trials", "steps", "gradient")}
+
+        def walk(gradient: str, attacker: Attacker = attacker, options: dict = options) -> Callable[[], None]:
+            steps = deepconfuse.steps(data, attacker, **options, trials=1, steps=100_000, gradient=gradient)
+            return lambda: list(islice(steps, INNER)).clear()
+
+        plan = Plan(name=surrogate, shape=data.shape, options={"classes": 10})
+        model = placed(build(plan, Dice(0)), "cpu").train()
+        stream = batches(data, size=64, epochs=10_000, dice=Dice(1), channels_last=True)
+        plain = training(model, stream, optimizer=torch.optim.SGD(model.parameters(), 0.01))
+        cases = {"victim": lambda plain=plain: list(islice(plain, INNER)).clear()}
+        cases |= {gradient: walk(gradient) for gradient in ("difference", "exact")}
+        times = interleaved(cases, rounds=ROUNDS)
+        for gradient in ("difference", "exact"):
+            row = {"benchmark": "deepconfuse step", "surrogate": surrogate, "gradient": gradient, "batch": 64}
+            row |= {"generator": options.get("generator", "encoder-decoder"), "threads": torch.get_num_threads()}
+            mean, spread = ratio(times, gradient, "victim")
+            note = f"a victim step took {1000 * min(times['victim']) / INNER:.1f} ms at best"
+            record(row, "ratio", mean, spread, ROUNDS, note=note)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    record({"benchmark": "deepconfuse step"}, "peak_mib", peak, 0, 1, note="whole process, 20,000 images of MNIST")
+
+
+if __name__ == "__main__":
+    main()

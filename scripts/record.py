@@ -1,0 +1,96 @@
+"""Copy a run's records into results/, with the published figure beside each, and write docs/results.md from them all.
+
+    python scripts/record.py TABLE RUN [RUN ...]     append the runs' records to results/TABLE.jsonl
+    python scripts/record.py                         only write docs/results.md again
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from miscue.run import append, lines
+
+ROOT = Path(__file__).parent.parent
+
+# (table, data, condition, measure) -> the seed's figure for its CNN
+PUBLISHED: dict[tuple[str, str, str, str], float] = {
+    ("deepconfuse", "mnist", "clean", "test_accuracy"): 99.32,
+    ("deepconfuse", "mnist", "poisoned", "test_accuracy"): 0.25,
+    ("deepconfuse", "mnist", "poisoned", "noise_accuracy_train"): 95.62,
+    ("deepconfuse", "mnist", "poisoned", "noise_accuracy_test"): 95.15,
+    ("deepconfuse-label-map", "mnist", "poisoned", "hit_rate"): 79.7,
+    ("deepconfuse-label-map", "mnist", "clean", "hit_rate"): 0.0,
+    ("deepconfuse-label-map", "mnist", "poisoned", "test_accuracy"): 1.48,
+}
+
+
+def add(table: str, run: Path) -> None:
+    """Append the means of a run, and its crafting curve: held-out accuracy against minutes."""
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    target = ROOT / "results" / f"{table}.jsonl"
+    for record in lines(run / "records.jsonl"):
+        row = record["row"]
+        key = (table, record["data"], row["condition"], record["measure"])
+        append(target, record | {"table": table, "published": PUBLISHED.get(key)})
+    manifest = settings.get("manifest") or {}
+    trials = lines(run / "craft.jsonl")
+    row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"], "curve": "crafting"}
+    for trial in trials:
+        append(
+            target,
+            {
+                "table": table,
+                "row": row | {"trial": trial["trial"], "minutes": round(trial["minutes"], 2)},
+                "measure": "held_out_hit_rate" if "held_out_hit_rate" in trial else "held_out_accuracy",
+                "published": None,
+                "mean": round(trial.get("held_out_hit_rate", trial["held_out_accuracy"]), 2),
+                "std": None,
+                "n": 1,
+                "scale": "laptop",
+                "data": settings["clean"],
+                "seconds": round(60 * trial["minutes"], 1),
+                "device": settings["device"],
+                "commit": settings["commit"],
+                "command": f"miscue poison {manifest.get('method')} --preset {manifest.get('preset')}",
+                "note": "a surrogate of the attacker on held-out training images",
+            },
+        )
+
+
+def cell(value: object) -> str:
+    """A value of the table in few characters."""
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def page() -> str:
+    """docs/results.md: every table in results/, the last line of each row and measure standing."""
+    parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
+    for path in sorted((ROOT / "results").glob("*.jsonl")):
+        standing = {}
+        for record in lines(path):
+            standing[json.dumps([record["row"], record["measure"]], sort_keys=True)] = record
+        parts += [f"## {path.stem}", ""]
+        parts += ["| row | measure | published | mean | std | n | note |", "|---|---|---|---|---|---|---|"]
+        for record in standing.values():
+            settings = ", ".join(f"{key} {cell(value)}" for key, value in record["row"].items() if value is not None)
+            numbers = " | ".join(cell(record[key]) for key in ("published", "mean", "std", "n"))
+            parts.append(f"| {settings} | {record['measure']} | {numbers} | {record['note'] or ''} |")
+        commands = dict.fromkeys(
+            f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in standing.values()
+        )
+        parts += ["", "Made by:", "", *commands, ""]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Append what is named, then write the page."""
+    if len(sys.argv) > 2:
+        for run in sys.argv[2:]:
+            add(sys.argv[1], Path(run))
+    (ROOT / "docs" / "results.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

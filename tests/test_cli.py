@@ -1,0 +1,225 @@
+"""The command line as people use it: real processes, real files, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import striped
+from PIL import Image
+
+from miscue.data import Data
+from miscue.readers import read
+
+ROOT = Path(__file__).parent.parent
+CRAFT = ["--trials", "2", "--steps", "4", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
+
+
+def miscue(*words: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "miscue", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def save_npz(path: Path, train: Data, test: Data) -> None:
+    arrays = {"x_train": train.images[:, 0], "y_train": train.labels, "x_test": test.images[:, 0], "y_test": test.labels}
+    np.savez(path, **{k: v.numpy() for k, v in arrays.items()})
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "set.npz"
+    save_npz(path, striped(120), striped(60, seed=5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def poisoned(npz: Path) -> Path:
+    out = npz.parent / "out"
+    done = miscue("poison", "deepconfuse", npz, out, *CRAFT, "--eps", "8/255", "--json")
+    row = json.loads(done.stdout)
+    assert row["eps"] == pytest.approx(8 / 255)
+    assert 0 < row["budget_measured"] <= 8 / 255 + 1e-9
+    return out
+
+
+def test_poison_writes_the_layout_of_its_input_and_a_manifest(npz: Path, poisoned: Path) -> None:
+    clean, copy = read(npz), read(poisoned)
+    assert torch.equal(clean.train.labels, copy.train.labels)
+    assert torch.equal(clean.test.images, copy.test.images)
+    worst = (clean.train.images.int() - copy.train.images.int()).abs().max()
+    assert 0 < worst <= 8
+    manifest = json.loads((poisoned / "manifest.json").read_text())
+    assert manifest["method"] == "deepconfuse"
+    assert manifest["options"]["trials"] == 2
+    assert manifest["options"]["objective"] == "cross-entropy"  # a default, written down
+    assert manifest["poisoned_images"] == {"train": 120}
+    assert str(ROOT) not in json.dumps(manifest)
+
+
+def test_apply_reproduces_the_copy_and_takes_a_share(npz: Path, poisoned: Path, tmp_path: Path) -> None:
+    kept = poisoned.with_name("out.craft") / "perturbation.safetensors"
+    miscue("poison", "apply", kept, npz, tmp_path / "again", "--threads", "1")
+    assert torch.equal(read(tmp_path / "again").train.images, read(poisoned).train.images)
+    miscue("poison", "apply", kept, npz, tmp_path / "part", "--share", "0.25", "--part", "both")
+    changed = (read(tmp_path / "part").train.images != read(npz).train.images).flatten(1).any(1)
+    assert changed.sum() == 30
+    assert json.loads((tmp_path / "part" / "manifest.json").read_text())["poisoned_images"] == {"train": 30, "test": 15}
+
+
+def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Path, tmp_path: Path) -> None:
+    words = ["evaluate", npz, poisoned, "--victims", "cnn-small,cnn-plain", "--repeats", "2", "--epochs", "1"]
+    words += ["--out", tmp_path / "run", "--threads", "1", "--json"]
+    rows = [json.loads(line) for line in miscue(*words).stdout.splitlines()]
+    fields = {"table", "row", "measure", "published", "mean", "std", "n", "scale", "data", "seconds", "device"}
+    assert all(fields | {"commit", "command", "note"} == row.keys() for row in rows)
+    measures = {(r["row"]["victim"], r["row"]["condition"], r["measure"]) for r in rows}
+    assert ("cnn-plain", "poisoned", "noise_accuracy_test") in measures
+    assert ("cnn-small", "clean", "test_accuracy_batch_statistics") in measures
+    assert {r["n"] for r in rows} == {2}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<html" in page
+    again = miscue(*words)
+    assert [json.loads(line) for line in again.stdout.splitlines()] == rows
+    (tmp_path / "run" / "report.html").unlink()
+    miscue("report", tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_train_saves_a_model_with_its_scores(npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    done = miscue("train", npz, out, "--victim", "cnn-small", "--epochs", "3", "--threads", "1", "--json")
+    assert json.loads(done.stdout)["test_accuracy"] > 50
+    assert out.exists()
+    assert "exists already" in miscue("train", npz, out, check=False).stderr
+
+
+def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> None:
+    options = ["--trials", "6", "--steps", "12", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
+    miscue("poison", "deepconfuse", npz, tmp_path / "whole", *options)
+    command = [sys.executable, "-m", "miscue", "poison", "deepconfuse", str(npz), str(tmp_path / "cut"), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "cut.craft" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "cut").exists()
+    other = miscue("poison", "deepconfuse", npz, tmp_path / "cut", *options, "--eps", "0.1", check=False)
+    assert other.returncode == 2
+    assert "another setting: options.eps" in other.stderr
+    miscue("poison", "deepconfuse", npz, tmp_path / "cut", *options)
+    a, b = ((tmp_path / name / "set.npz").read_bytes() for name in ("whole", "cut"))
+    assert a == b
+
+
+def test_an_interrupt_ends_with_one_line(npz: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "miscue", "poison", "deepconfuse", str(npz), str(tmp_path / "out"), "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out.craft" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from the last checkpoint" in words
+    assert "Traceback" not in words
+
+
+def picture(path: Path, seed: int, size: int = 12) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(striped(1, size=size, seed=seed).images[0, 0].numpy()).save(path)
+
+
+def test_a_folder_of_new_images_is_poisoned_one_by_one(poisoned: Path, tmp_path: Path) -> None:
+    for i in range(5):
+        picture(tmp_path / "new" / "cats" / f"{i}.png", i)
+        picture(tmp_path / "new" / "dogs" / f"{i}.jpg", 50 + i, size=20)
+    kept = poisoned.with_name("out.craft") / "perturbation.safetensors"
+    done = miscue("poison", "apply", kept, tmp_path / "new", tmp_path / "out", "--part", "all", "--json")
+    assert json.loads(done.stdout)["poisoned_images"] == {"all": 10}
+    for old in (tmp_path / "new").rglob("*.*"):
+        new = (tmp_path / "out" / old.relative_to(tmp_path / "new")).with_suffix(".png")
+        a, b = (np.asarray(Image.open(path)).astype(int) for path in (old, new))
+        assert 0 < np.abs(a - b).max() <= 8
+
+
+BAD = [
+    (["poison", "deepconfuse", "minst", "OUT"], "mnist"),
+    (["poison", "deepconfuse", "digits", "OUT", "--eps", "0"], "eps must lie in (0, 1]"),
+    (["poison", "deepconfuse", "digits", "OUT", "--eps", "1.5"], "eps must lie in (0, 1]"),
+    (["poison", "deepconfuse", "digits", "OUT", "--preset", "fsat"], "did you mean fast"),
+    (["poison", "deepconfuse", "digits", "OUT", "--surrogate", "cnm"], "did you mean cnn"),
+    (["poison", "deepconfuse", "digits", "OUT", "--label-map", "1,2"], "one target for each of the 10"),
+    (["poison", "deepconfuse", "digits", "OUT", "--share", "2"], "share must lie in [0, 1]"),
+    (["poison", "deepconfuse", "digits", "OUT", "--device", "cuda:9"], "no device 'cuda:9'"),
+    (["poison", "apply", "nothing.safetensors", "digits", "OUT"], "no such file"),
+    (["evaluate", "digits", "digits", "--victims", "cn"], "did you mean cnn"),
+    (["evaluate", "digits", "nowhere"], "nowhere"),
+    (["report", "nowhere"], "not the folder of a run"),
+    (["train", "digits", "OUT", "--optimizer", "sdg"], "did you mean sgd"),
+    (["data", "download", "digits"], "nothing to download"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), BAD, ids=[" ".join(words[:2] + words[-2:]) for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(words: list[str], expected: str, tmp_path: Path) -> None:
+    done = miscue(*[str(tmp_path / "out") if w == "OUT" else w for w in words], check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = miscue("report", "nowhere", "--debug", check=False, cwd=tmp_path)
+    assert "Traceback" in done.stderr
+
+
+def test_an_existing_output_is_refused_before_any_work(npz: Path, poisoned: Path) -> None:
+    started = time.monotonic()
+    done = miscue("poison", "deepconfuse", npz, poisoned, "--trials", "100000", check=False)
+    assert done.returncode == 2
+    assert "add --overwrite" in done.stderr
+    assert time.monotonic() - started < 30
+
+
+def test_a_full_disk_is_one_line(npz: Path, tmp_path: Path) -> None:
+    """A file-size limit makes the kernel refuse the write as a full disk would."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    out = tmp_path / "out"
+    done = miscue("poison", "deepconfuse", npz, out, *CRAFT, check=False, preexec_fn=limited, env=environment)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+
+
+def test_help_names_every_option_with_its_default() -> None:
+    text = " ".join(miscue("poison", "deepconfuse", "--help", env=os.environ | {"COLUMNS": "200"}).stdout.split())
+    for words in ("--generator-lr", "Default 0.0001", "--label-map", "--alpha", "--preset", "8/255" if False else "--eps"):
+        assert words in text
+
+
+def test_version() -> None:
+    assert miscue("--version").stdout.startswith("miscue ")
