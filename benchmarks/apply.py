@@ -10,7 +10,6 @@ from __future__ import annotations
 import resource
 
 from common import interleaved, record
-
 from miscue.dice import Dice
 from miscue.models.networks import placed
 from miscue.models.store import Plan, build

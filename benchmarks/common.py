@@ -41,5 +41,10 @@ def record(row: dict[str, object], measure: str, mean: float, spread: float, n: 
     if "--record" in sys.argv:
         line = {"table": "benchmarks", "row": row, "measure": measure, "published": None, "mean": round(mean, 4)}
         line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": "mnist", "seconds": None}
-        line |= {"device": device_name("cpu"), "commit": commit(), "command": f"python {' '.join(sys.argv)}", "note": note}
+        line |= {
+            "device": device_name("cpu"),
+            "commit": commit(),
+            "command": f"python {' '.join(sys.argv)}",
+            "note": note,
+        }
         append(RESULTS / "benchmarks.jsonl", json.loads(json.dumps(line)))

@@ -5,7 +5,7 @@
 A victim step is forward, backward and update of the surrogate on one batch of 64. The floor of a DeepConfuse step in
 victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
 beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
-5/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and one backward, 4 G.
+5/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
-from common import interleaved, ratio, record
 
+from common import interleaved, ratio, record
 from miscue.data import batches
 from miscue.dice import Dice
 from miscue.models.networks import placed

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from common import RESULTS
 
+from common import RESULTS
 from miscue.data import Data, hold_out
 from miscue.dice import Dice
 from miscue.measures.accuracy import accuracy

@@ -1,7 +1,7 @@
 """Copy a run's records into results/, with the published figure beside each, and write docs/results.md from them all.
 
-    python scripts/record.py TABLE RUN [RUN ...]     append the runs' records to results/TABLE.jsonl
-    python scripts/record.py                         only write docs/results.md again
+python scripts/record.py TABLE RUN [RUN ...]     append the runs' records to results/TABLE.jsonl
+python scripts/record.py                         only write docs/results.md again
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def page() -> str:
             settings = ", ".join(f"{key} {cell(value)}" for key, value in record["row"].items() if value is not None)
             numbers = " | ".join(cell(record[key]) for key in ("published", "mean", "std", "n"))
             parts.append(f"| {settings} | {record['measure']} | {numbers} | {record['note'] or ''} |")
-        commands = dict.fromkeys(
-            f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in standing.values()
-        )
+        commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in standing.values())
         parts += ["", "Made by:", "", *commands, ""]
     return "\n".join(parts)
 

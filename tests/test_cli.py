@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import striped
 from PIL import Image
 
+from conftest import striped
 from miscue.data import Data
 from miscue.readers import read
 
@@ -33,7 +33,12 @@ def miscue(*words: str | Path, check: bool = True, **options: object) -> subproc
 
 
 def save_npz(path: Path, train: Data, test: Data) -> None:
-    arrays = {"x_train": train.images[:, 0], "y_train": train.labels, "x_test": test.images[:, 0], "y_test": test.labels}
+    arrays = {
+        "x_train": train.images[:, 0],
+        "y_train": train.labels,
+        "x_test": test.images[:, 0],
+        "y_test": test.labels,
+    }
     np.savez(path, **{k: v.numpy() for k, v in arrays.items()})
 
 
@@ -127,7 +132,17 @@ def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> 
 
 
 def test_an_interrupt_ends_with_one_line(npz: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "miscue", "poison", "deepconfuse", str(npz), str(tmp_path / "out"), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "miscue",
+        "poison",
+        "deepconfuse",
+        str(npz),
+        str(tmp_path / "out"),
+        "--threads",
+        "1",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out.craft" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
@@ -217,7 +232,14 @@ def test_a_full_disk_is_one_line(npz: Path, tmp_path: Path) -> None:
 
 def test_help_names_every_option_with_its_default() -> None:
     text = " ".join(miscue("poison", "deepconfuse", "--help", env=os.environ | {"COLUMNS": "200"}).stdout.split())
-    for words in ("--generator-lr", "Default 0.0001", "--label-map", "--alpha", "--preset", "8/255" if False else "--eps"):
+    for words in (
+        "--generator-lr",
+        "Default 0.0001",
+        "--label-map",
+        "--alpha",
+        "--preset",
+        "8/255" if False else "--eps",
+    ):
         assert words in text
 
 

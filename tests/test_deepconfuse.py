@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import striped
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from conftest import striped
 from miscue.balls import linf
 from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
@@ -114,9 +114,7 @@ class TestBattery:
     """What every training-time attack must do. A new one enters by entering POISONS."""
 
     def test_repeats_and_seeds(self, name: str, data: Data) -> None:
-        a, b, c = (
-            last(POISONS[name].steps(data, replace(QUICK, dice=Dice(seed)), **OPTIONS)) for seed in (3, 3, 4)
-        )
+        a, b, c = (last(POISONS[name].steps(data, replace(QUICK, dice=Dice(seed)), **OPTIONS)) for seed in (3, 3, 4))
         assert all(torch.equal(a[k], b[k]) for k in a)
         assert not all(torch.equal(a[k], c[k]) for k in a)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import striped
 
+from conftest import striped
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -85,9 +85,12 @@ def test_plain_nets_have_no_batch_statistics(pair: tuple[Arena, Arena]) -> None:
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:
-    base = dict.fromkeys(
-        ("train_accuracy", "gap", "hit_rate", "noise_accuracy_train", "noise_accuracy_test")
-    ) | {"test_accuracy_batch_statistics": None, "condition": "clean", "victim": "v", "seconds": 2.0}
+    base = dict.fromkeys(("train_accuracy", "gap", "hit_rate", "noise_accuracy_train", "noise_accuracy_test")) | {
+        "test_accuracy_batch_statistics": None,
+        "condition": "clean",
+        "victim": "v",
+        "seconds": 2.0,
+    }
     rows = list(summary([base | {"seed": s, "test_accuracy": a} for s, a in enumerate((90.0, 92.0, 97.0))]))
     assert len(rows) == 1
     assert rows[0]["mean"] == 93
@@ -164,7 +167,7 @@ def test_a_checkpoint_of_another_setting_is_refused(tmp_path: Path, data: Data, 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, data: Data) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(InputError, match="checkpoint.safetensors is not a readable"):
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is not a readable"):
         next(craft(deepconfuse, data, QUICK, OPTIONS, tmp_path))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import striped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import striped
 from miscue.balls import levels, linf, released
 from miscue.data import Data, batches, hold_out, mix
 from miscue.dice import Dice

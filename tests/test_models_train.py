@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import striped
 from torch import nn
 
+from conftest import striped
 from miscue.data import Data, batches
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -162,7 +162,7 @@ def test_epochs_report_losses_that_fall(data: Data) -> None:
 
 def test_divergence_is_an_error_not_a_nan_model(data: Data) -> None:
     model = build(Plan(name="cnn-plain", shape=data.shape, options={"classes": 3}), Dice(0))
-    with pytest.raises(InputError, match="training loss is (nan|inf)"):
+    with pytest.raises(InputError, match=r"training loss is (nan|inf)"):
         fit(model, data, Recipe(lr=1e18, epochs=3), Dice(0))
 
 

@@ -28,7 +28,7 @@ def convolutional(
     pooling: type[nn.Module],
     batch_norm: bool,
 ) -> nn.Sequential:
-    """Blocks of conv, BatchNorm, ReLU, 2x2 pool (while there are two pixels to pool), then a hidden layer and scores."""
+    """Blocks of conv, BatchNorm, ReLU, 2x2 pool (while there is something to pool), then a hidden layer and scores."""
     channels, height, width = shape
     layers: list[nn.Module] = []
     for outputs in widths:
@@ -55,9 +55,7 @@ def valid(shape: Shape, kernel: int, *, blocks: int) -> int:
     return 0 if side >= 2 else kernel // 2
 
 
-def cnn(
-    shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False
-) -> nn.Module:
+def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False) -> nn.Module:
     """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2).
 
     `bounded` adds the released net's BatchNorm on the scores. It bounds them, so that the loss never fades: as a

@@ -89,9 +89,9 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, .
 
     With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
     at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
-    theta + h v, where h v is `reach` times as long as theta.
-    With a small reach this is the derivative; a larger one looks past the kinks of ReLU and pooling, asking outright
-    that the poison be harder for networks further along the slope, and in our search it taught the generator faster.
+    theta - h v, where h v is `reach` times as long as theta. With a small reach this is the derivative. A larger one
+    looks past the kinks of ReLU and pooling to a network that serves the attacker better, and asks outright that the
+    poison be easier for that one: in our search this taught the generator faster.
     """
     scratch = buffers_of(look.surrogate)
     poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
@@ -107,9 +107,9 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, .
     outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
     v = torch.autograd.grad(outer, list(ahead.values()))
     h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
-    beside = {name: (w + h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
+    beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
     (there,) = torch.autograd.grad(image_loss(beside), leaf)
-    return torch.autograd.grad(poisoned, list(look.generator.parameters()), -look.alpha * (there - here) / h)
+    return torch.autograd.grad(poisoned, list(look.generator.parameters()), -look.alpha * (here - there) / h)
 
 
 def buffers_of(model: nn.Module) -> Weights:
