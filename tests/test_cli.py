@@ -181,6 +181,7 @@ BAD = [
     (["poison", "deepconfuse", "digits", "OUT", "--label-map", "1,2"], "one target for each of the 10"),
     (["poison", "deepconfuse", "digits", "OUT", "--share", "2"], "share must lie in [0, 1]"),
     (["poison", "deepconfuse", "digits", "OUT", "--device", "cuda:9"], "no device 'cuda:9'"),
+    (["poison", "deepconfuse", "digits", "OUT", "--layout", "hdf"], "unknown layout"),
     (["poison", "apply", "nothing.safetensors", "digits", "OUT"], "no such file"),
     (["evaluate", "digits", "digits", "--victims", "cn"], "did you mean cnn"),
     (["evaluate", "digits", "nowhere"], "nowhere"),

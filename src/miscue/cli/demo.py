@@ -60,7 +60,7 @@ def demo(
             run,
             clean_name="digits",
             poisoned_name=str(copy),
-            victims="cnn",
+            victims="cnn-released",
             repeats=3,
             epochs=20,
             rule=None,

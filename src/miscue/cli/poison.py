@@ -38,7 +38,7 @@ from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker, Poison, Preset
 from miscue.readers import read, recognise, stream
 from miscue.run import craft, fingerprint
-from miscue.writers import write, write_stream
+from miscue.writers import WRITERS, write, write_stream
 
 app = typer.Typer(no_args_is_help=True, help="Make a poisoned copy of a data set.")
 
@@ -122,7 +122,7 @@ def poison_data(
     **training: Any,
 ) -> None:
     """Craft on the training images of `data` and write the poisoned copy to `out`."""
-    refuse_existing(out, overwrite=overwrite)
+    refuse_request(out, share=share, layout=layout, overwrite=overwrite)
     chosen = lookup(PRESETS[name], preset, "preset")
     where = device(device_, threads)
     splits = read(data, resize=resize)
@@ -143,6 +143,15 @@ def poison_data(
     facts |= {"surrogate": attacker.surrogate, "recipe": asdict(attacker.recipe)}
     row = deliver(perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite)
     report_written(row, out, kept, json_=json_)
+
+
+def refuse_request(out: Path, *, share: float, layout: str | None, overwrite: bool) -> None:
+    """Refuse before any work what could not be delivered after it."""
+    refuse_existing(out, overwrite=overwrite)
+    if not 0 <= share <= 1:
+        raise InputError(f"share must lie in [0, 1], got {share:g}")
+    if layout is not None:
+        lookup(WRITERS, layout, "layout")
 
 
 def full_options(poison: Poison[...], given: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +241,7 @@ def apply(
 ) -> None:
     """Apply a saved perturbation to a data set, or to a folder of new images in constant memory (--part all)."""
     with console.guarded(debug=debug):
-        refuse_existing(out, overwrite=overwrite)
+        refuse_request(out, share=share, layout=layout, overwrite=overwrite)
         kept = Perturbation.load(perturbation)
         kept.generator.to(device(device_, threads))
         parts = lookup({"train": ("train",), "test": ("test",), "both": ("train", "test"), "all": ()}, part, "part")
