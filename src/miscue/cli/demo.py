@@ -23,7 +23,7 @@ def demo(
     ] = Path("miscue-demo"),
     seed: SEED = 0,
     device_: DEVICE = "auto",
-    threads: THREADS = None,
+    threads: THREADS = 1,
     json_: JSON = False,
     debug: DEBUG = False,
 ) -> None:
@@ -66,7 +66,7 @@ def demo(
             rule=None,
             perturbation=folder_beside(copy) / "perturbation.safetensors",
             seed=seed,
-            device=device(device_),
+            device=device(device_, threads),
         )
         means = {
             r["row"]["condition"]: r["mean"] for r in lines(run / "records.jsonl") if r["measure"] == "test_accuracy"

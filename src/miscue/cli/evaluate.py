@@ -65,7 +65,7 @@ def evaluate(
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",
-    threads: THREADS = None,
+    threads: THREADS = 1,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: POISONED.run.", show_default=False)] = None,
     overwrite: OVERWRITE = False,
     json_: JSON = False,

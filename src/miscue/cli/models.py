@@ -45,7 +45,7 @@ def train(
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",
-    threads: THREADS = None,
+    threads: THREADS = 1,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
     debug: DEBUG = False,

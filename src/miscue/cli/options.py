@@ -32,13 +32,14 @@ JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on st
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RESIZE = Annotated[int | None, typer.Option(help="Make all images N x N pixels.", metavar="N")]
-THREADS = Annotated[int | None, typer.Option(help="CPU threads; default: as many as cores.", min=1)]
+THREADS = Annotated[
+    int, typer.Option(help="CPU threads. More than one pays only for large nets on an idle machine.", min=1)
+]
 
 
-def device(name: str, threads: int | None = None) -> str:
+def device(name: str, threads: int) -> str:
     """Resolve --device and set the threads; InputError for a device that is not there."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -89,9 +89,9 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, .
 
     With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
     at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
-    theta - h v, where h v is `reach` times as long as theta. In the limit this is the derivative; between, a single
-    unit of ReLU or pooling that switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2; from
-    about 1e-2 on the difference averages over many such kinks.
+    theta - h v, where h v is `reach` times as long as theta. In the limit this is the derivative. In between, a single
+    unit of ReLU or pooling that switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2;
+    from about 1e-2 on the difference averages over many such kinks.
     """
     scratch = buffers_of(look.surrogate)
     poisoned = (batch.x + look.generator(batch.x)).clamp(0, 1)
