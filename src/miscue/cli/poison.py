@@ -49,11 +49,15 @@ SHARE = Annotated[
 ]
 LAYOUT = Annotated[str | None, typer.Option(help="Write idx, cifar, npz or folder; default: as the input.")]
 
+NAMES = ", ".join(dict.fromkeys(preset for presets in PRESETS.values() for preset in presets))
+
 
 def common(
     data: DATA,
     out: OUT,
-    preset: Annotated[str, typer.Option(help="A named setting to start from; options given beside it win.")] = "paper",
+    preset: Annotated[
+        str, typer.Option(help=f"Setting to start from: {NAMES}; options given beside it win.")
+    ] = "paper",
     surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default=False)] = None,

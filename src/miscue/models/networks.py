@@ -55,40 +55,37 @@ def valid(shape: Shape, kernel: int, *, blocks: int) -> int:
     return 0 if side >= 2 else kernel // 2
 
 
-def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False) -> nn.Module:
-    """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2).
-
-    `bounded` adds the released net's BatchNorm on the scores. It bounds them, so that the loss never fades: as a
-    surrogate such a net teaches a generator several times faster.
-    """
+def two_blocks(
+    shape: Shape, classes: int, *, width: float, kernel: int, pooling: type[nn.Module], batch_norm: bool, bounded: bool
+) -> nn.Module:
+    """conv 20, conv 50, fc 500, all times `width`; `bounded` adds BatchNorm on the scores."""
     first, second, hidden = (max(1, round(n * width)) for n in (20, 50, 500))
     net = convolutional(
         shape,
         classes,
         widths=(first, second),
         hidden=hidden,
-        kernel=3,
-        padding=valid(shape, 3, blocks=2),
-        pooling=nn.MaxPool2d,
+        kernel=kernel,
+        padding=valid(shape, kernel, blocks=2),
+        pooling=pooling,
         batch_norm=batch_norm,
     )
     return net.append(nn.BatchNorm1d(classes)) if bounded else net
 
 
+def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False) -> nn.Module:
+    """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2).
+
+    `bounded` adds the released net's BatchNorm on the scores, which keeps a surrogate's loss from fading.
+    """
+    return two_blocks(
+        shape, classes, width=width, kernel=3, pooling=nn.MaxPool2d, batch_norm=batch_norm, bounded=bounded
+    )
+
+
 def cnn_released(shape: Shape, classes: int, *, width: float = 1.0) -> nn.Module:
     """The same net as in the authors' released code: 5x5 kernels, average pooling, BatchNorm on the scores too."""
-    first, second, hidden = (max(1, round(n * width)) for n in (20, 50, 500))
-    net = convolutional(
-        shape,
-        classes,
-        widths=(first, second),
-        hidden=hidden,
-        kernel=5,
-        padding=valid(shape, 5, blocks=2),
-        pooling=nn.AvgPool2d,
-        batch_norm=True,
-    )
-    return net.append(nn.BatchNorm1d(classes))
+    return two_blocks(shape, classes, width=width, kernel=5, pooling=nn.AvgPool2d, batch_norm=True, bounded=True)
 
 
 def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
