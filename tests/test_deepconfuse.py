@@ -53,7 +53,7 @@ def lookahead(objective: object, generator: str = "encoder-decoder") -> tuple[Lo
     noise = build(Plan(name=generator, shape=data.shape, options={"eps": 0.1, "channels": (4, 4)}), Dice(2)).double()
     x = 0.2 + 0.6 * floats(data.images).double()  # away from the borders, where clipping has a kink
     batch = Batch(x=x, y=data.labels, index=torch.arange(12))
-    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective, reach=1e-4)
+    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective, reach=1e-4, counts=False)
     return look, dict(surrogate.named_parameters()), batch
 
 
@@ -71,7 +71,7 @@ def beyond(look: Lookahead, theta: dict[str, Tensor], batch: Batch) -> Tensor:
 def test_pseudo_update_gradient_against_finite_differences(objective: str, gradient: object) -> None:
     drive = towards((1, 2, 0), "cpu") if objective == "label map" else OBJECTIVES[objective]
     look, theta, batch = lookahead(drive)
-    slopes = gradient(replace(look, reach=1e-8), theta, batch)
+    slopes = gradient(replace(look, reach=1e-8), theta, batch).xi
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in look.generator.parameters()]
@@ -94,15 +94,39 @@ def test_difference_points_where_exact_does() -> None:
     """At the reach of the fast preset it averages over kinks, so it agrees in direction, not in every digit."""
     look, theta, batch = lookahead(OBJECTIVES["cross-entropy"], "unet")
     look = replace(look, reach=0.02)
-    a, b = (torch.cat([s.flatten() for s in gradient(look, theta, batch)]) for gradient in (exact, difference))
+    a, b = (torch.cat([s.flatten() for s in gradient(look, theta, batch).xi]) for gradient in (exact, difference))
     assert torch.cosine_similarity(a, b, dim=0) > 0.8
     assert 0.5 < b.norm() / a.norm() < 2
+
+
+@pytest.mark.parametrize("gradient", [exact, difference])
+def test_the_online_surrogate_takes_the_ordinary_step(data: Data, gradient: object) -> None:
+    """Slope and running statistics are those of a training step on what the generator makes just then."""
+    batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
+    plan = Plan(name="cnn-released", shape=data.shape, options={"classes": 3})
+    noise = build(Plan(name="encoder-decoder", shape=data.shape, options={"eps": 0.1}), Dice(2)).train()
+    watched, plain = (build(plan, Dice(1)).train() for _ in range(2))
+    options = {"alpha": 0.5, "objective": OBJECTIVES["cross-entropy"], "reach": 0.1}
+    look = Lookahead(surrogate=watched, generator=noise, counts=True, **options)
+    slopes = gradient(look, dict(watched.named_parameters()), batch).theta
+    F.cross_entropy(plain((batch.x + noise(batch.x)).detach().clamp(0, 1)), batch.y).backward()
+    for slope, parameter in zip(slopes, plain.parameters(), strict=True):
+        assert torch.allclose(slope, parameter.grad, rtol=1e-4, atol=1e-6)
+    for (name, a), b in zip(watched.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5), name
 
 
 def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
     surrogate = build(Plan(name="cnn", shape=data.shape, options={"classes": 3}), Dice(1)).train()
     noise = build(Plan(name="unet", shape=data.shape, options={"eps": 0.1}), Dice(2))
-    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=OBJECTIVES["cross-entropy"], reach=0.1)
+    look = Lookahead(
+        surrogate=surrogate,
+        generator=noise,
+        alpha=0.5,
+        objective=OBJECTIVES["cross-entropy"],
+        reach=0.1,
+        counts=False,
+    )
     batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
     before = {k: v.clone() for k, v in surrogate.state_dict().items()}
     for gradient in (exact, difference):

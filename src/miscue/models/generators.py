@@ -7,6 +7,7 @@ between. Any image size will do: an odd side is rounded down, a side of one pixe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,21 @@ class Up(nn.Module):
         return self.conv(x, output_size=room)[..., : size[0], : size[1]]
 
 
+class Last(nn.Module):
+    """The same to few channels: a 2x2 convolution to the four pixels of each cell, which a pixel shuffle puts in place.
+
+    For one or three channels this is far quicker on a CPU than the library's transposed convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, 4 * outputs, 2)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        cells = F.pad(x, (1, 1 + size[1] % 2, 1, 1 + size[0] % 2))
+        return F.pixel_shuffle(self.conv(cells), 2)[..., 1 : 1 + size[0], 1 : 1 + size[1]]
+
+
 class EncoderDecoder(nn.Module):
     """4 + 4 convolutions, channels 16-32-64-128 and back. All the image must pass through the narrowest layer."""
 
@@ -50,7 +66,8 @@ class EncoderDecoder(nn.Module):
         self.eps = eps
         widths = [shape[0], *channels]
         self.down = nn.ModuleList(Down(i, o) for i, o in zip(widths, channels, strict=False))
-        self.up = nn.ModuleList(Up(o, i) for i, o in reversed(list(zip(widths, channels, strict=False))))
+        self.up = nn.ModuleList(Up(o, i) for i, o in reversed(list(pairwise(channels))))
+        self.up.append(Last(channels[0], shape[0]))
         self.norm = nn.ModuleList(nn.BatchNorm2d(o) for o in reversed(channels[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,10 +90,8 @@ class UNet(nn.Module):
         self.eps = eps
         widths = [shape[0], *channels]
         self.down = nn.ModuleList(Down(i, o) for i, o in zip(widths, channels, strict=False))
-        self.up = nn.ModuleList(
-            Up(o if o == channels[-1] and i == widths[-2] else 2 * o, i)
-            for i, o in reversed(list(zip(widths, channels, strict=False)))
-        )
+        self.up = nn.ModuleList(Up(o if o == channels[-1] else 2 * o, i) for i, o in reversed(list(pairwise(channels))))
+        self.up.append(Last(2 * channels[0], shape[0]))
         self.norm = nn.ModuleList(nn.BatchNorm2d(o) for o in reversed(channels[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:

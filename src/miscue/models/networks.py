@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from miscue.models.layers import Conv2d
+
 Shape = tuple[int, int, int]
 
 
@@ -32,7 +34,7 @@ def convolutional(
     channels, height, width = shape
     layers: list[nn.Module] = []
     for outputs in widths:
-        layers.append(nn.Conv2d(channels, outputs, kernel, padding=padding, bias=not batch_norm))
+        layers.append(Conv2d(channels, outputs, kernel, padding=padding, bias=not batch_norm))
         if batch_norm:
             layers.append(nn.BatchNorm2d(outputs))
         layers.append(nn.ReLU())
@@ -107,6 +109,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": partial(cnn, width=0.5),
     "cnn-large": partial(cnn, width=2.0),
     "cnn-plain": partial(cnn, batch_norm=False),
+    "cnn-bounded": partial(cnn, bounded=True),
     "cnn-small-bounded": partial(cnn, width=0.5, bounded=True),
     "cnn-released": cnn_released,
     "conv5": conv5,
