@@ -16,11 +16,11 @@ from miscue.balls import linf
 from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.measures.accuracy import accuracy
+from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, Attacker, deepconfuse
-from miscue.poisons.deepconfuse import OBJECTIVES, Lookahead, difference, exact, towards
+from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards
 from miscue.train import Recipe
 from miscue.victims import Victim
 
@@ -53,7 +53,15 @@ def lookahead(objective: object, generator: str = "encoder-decoder") -> tuple[Lo
     noise = build(Plan(name=generator, shape=data.shape, options={"eps": 0.1, "channels": (4, 4)}), Dice(2)).double()
     x = 0.2 + 0.6 * floats(data.images).double()  # away from the borders, where clipping has a kink
     batch = Batch(x=x, y=data.labels, index=torch.arange(12))
-    look = Lookahead(surrogate=surrogate, generator=noise, alpha=0.5, objective=objective, reach=1e-4, counts=False)
+    look = Lookahead(
+        surrogate=surrogate,
+        generator=noise,
+        alpha=0.5,
+        objective=objective,
+        likeness=torch.tensor([2, 0, 1]),
+        reach=1e-4,
+        counts=False,
+    )
     return look, dict(surrogate.named_parameters()), batch
 
 
@@ -106,7 +114,7 @@ def test_the_online_surrogate_takes_the_ordinary_step(data: Data, gradient: obje
     plan = Plan(name="cnn-released", shape=data.shape, options={"classes": 3})
     noise = build(Plan(name="encoder-decoder", shape=data.shape, options={"eps": 0.1}), Dice(2)).train()
     watched, plain = (build(plan, Dice(1)).train() for _ in range(2))
-    options = {"alpha": 0.5, "objective": OBJECTIVES["cross-entropy"], "reach": 0.1}
+    options = {"alpha": 0.5, "objective": OBJECTIVES["cross-entropy"], "reach": 0.1, "likeness": torch.arange(3)}
     look = Lookahead(surrogate=watched, generator=noise, counts=True, **options)
     slopes = gradient(look, dict(watched.named_parameters()), batch).theta
     F.cross_entropy(plain((batch.x + noise(batch.x)).detach().clamp(0, 1)), batch.y).backward()
@@ -114,6 +122,23 @@ def test_the_online_surrogate_takes_the_ordinary_step(data: Data, gradient: obje
         assert torch.allclose(slope, parameter.grad, rtol=1e-4, atol=1e-6)
     for (name, a), b in zip(watched.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5), name
+
+
+def test_likeness_inverts_the_label_map() -> None:
+    assert likeness((1, 2, 0)) == (2, 0, 1)
+    assert likeness((1, 1, 1)) == (-1, 0, -1)
+
+
+def test_warm_up_makes_a_clean_classifier_read_other_classes(data: Data) -> None:
+    """After it, a network that learned clean images takes poisoned ones for what the label map sends to their label."""
+    recipe = Recipe(lr=0.05, epochs=1, batch_size=16)
+    attacker = Attacker(surrogate="cnn-released,cnn", recipe=recipe, dice=Dice(0))
+    steps = deepconfuse.steps(data, attacker, eps=0.5, warm_up=4, trials=1, steps=25, generator_lr=3e-3)
+    warm = [p.checkpoint for p in steps if p.checkpoint][3]
+    assert warm.measures == {}
+    poisoned = warm.perturbation(data)
+    reads = predictions(Victim(network="cnn", recipe=replace(recipe, epochs=4))(data, Dice(5)), poisoned.images)
+    assert percent(reads == (data.labels - 1) % 3) > 60
 
 
 def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
@@ -124,6 +149,7 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         generator=noise,
         alpha=0.5,
         objective=OBJECTIVES["cross-entropy"],
+        likeness=torch.tensor([2, 0, 1]),
         reach=0.1,
         counts=False,
     )

@@ -56,7 +56,12 @@ class Recipe:
 
     def rate(self, progress: float) -> float:
         """The learning rate after a share `progress` in [0, 1] of the run."""
-        return self.lr * (0.5 + 0.5 * math.cos(math.pi * progress)) if self.schedule == "cosine" else self.lr
+        return self.lr * share(self.schedule, progress)
+
+
+def share(schedule: str, progress: float) -> float:
+    """What `schedule` leaves of the first rate after a share `progress` in [0, 1] of the run."""
+    return 0.5 + 0.5 * math.cos(math.pi * progress) if schedule == "cosine" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

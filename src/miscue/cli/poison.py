@@ -58,7 +58,9 @@ def common(
     preset: Annotated[
         str, typer.Option(help=f"Setting to start from: {NAMES}; options given beside it win.")
     ] = "paper",
-    surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
+    surrogate: Annotated[
+        str | None, typer.Option(help="The attacker's network, or several with commas between.", show_default=False)
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data a trial.", show_default=False)] = None,
@@ -216,6 +218,8 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
 
 def trial_words(fact: dict[str, Any]) -> str:
     """A trial in words."""
+    if "held_out_accuracy" not in fact:
+        return f"trial {fact['trial']}, {fact['minutes']:.1f} min: warming up"
     hits = fact.get("held_out_hit_rate")
     tail = "" if hits is None else f", {hits:.1f} % hits"
     return (

@@ -26,20 +26,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from miscue.balls import levels
 from miscue.data import Batch, Data, batches, hold_out
 from miscue.errors import InputError, lookup
 from miscue.labels import checked_map
-from miscue.losses import unlikelihood
 from miscue.measures.accuracy import hit_rate, percent, predictions
-from miscue.models.networks import placed
+from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import (
@@ -53,124 +51,33 @@ from miscue.poisons.crafting import (
     packed,
     unpacked,
 )
-from miscue.train import Recipe, training
-
-Weights = dict[str, Tensor]
-Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lookahead:
-    """One look ahead: the networks and numbers of the pseudo-update and of the loss beyond it.
-
-    objective: (scores of f_theta'(x), y) -> scalar that the generator *descends*.
-    reach: how far `difference` moves theta, as a share of its norm.
-    counts: whether the poisoned batch moves the surrogate's running statistics, as its own training step does.
-    """
-
-    surrogate: nn.Module
-    generator: nn.Module
-    alpha: float
-    objective: Objective
-    reach: float
-    counts: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slopes:
-    """Two gradients: of the surrogate's loss on the poisoned batch at theta, and of the objective for the generator."""
-
-    theta: tuple[Tensor, ...]
-    xi: tuple[Tensor, ...]
-
-
-def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
-    """The objective's gradient beyond the pseudo-update by double differentiation."""
-    scratch = buffers_of(look.surrogate)
-    poisoned = clipped(batch.x + look.generator(batch.x))
-    inner = F.cross_entropy(
-        functional_call(look.surrogate, (theta, {} if look.counts else scratch), (poisoned,)), batch.y
-    )
-    slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
-    ahead = {name: w - look.alpha * s for (name, w), s in zip(theta.items(), slope, strict=True)}
-    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
-    return Slopes(theta=slope, xi=torch.autograd.grad(outer, list(look.generator.parameters())))
-
-
-def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
-    """The same gradient from first-order passes only.
-
-    With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
-    at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
-    theta - h v, where h v is `reach` times as long as theta. In the limit this is the derivative. In between, a single
-    unit of ReLU or pooling that switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2;
-    from about 1e-2 on the difference averages over many such kinks.
-    """
-    scratch = buffers_of(look.surrogate)
-    poisoned = clipped(batch.x + look.generator(batch.x))
-    leaf = poisoned.detach().requires_grad_()
-
-    def image_loss(weights: Weights, buffers: Weights) -> Tensor:
-        return F.cross_entropy(functional_call(look.surrogate, (weights, buffers), (leaf,)), batch.y)
-
-    first = image_loss(theta, {} if look.counts else scratch)
-    *slope, here = torch.autograd.grad(first, [*theta.values(), leaf])
-    ahead = {
-        name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
-    }
-    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
-    v = torch.autograd.grad(outer, list(ahead.values()))
-    h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
-    beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
-    (there,) = torch.autograd.grad(image_loss(beside, scratch), leaf)
-    along = -look.alpha * (here - there) / h
-    return Slopes(theta=tuple(slope), xi=torch.autograd.grad(poisoned, list(look.generator.parameters()), along))
-
-
-def clipped(x: Tensor) -> Tensor:
-    """clip(x, 0, 1), whose gradient passes straight through: noise that the border of [0, 1] cuts off can come back."""
-    return x + (x.clamp(0, 1) - x).detach()
-
-
-def buffers_of(model: nn.Module) -> Weights:
-    """Copies of a model's buffers, so that a look ahead leaves its running statistics alone."""
-    return {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-
-def norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all entries together."""
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()
-
-
-GRADIENTS = {"exact": exact, "difference": difference}
-
-
-def ascent(scores: Tensor, y: Tensor) -> Tensor:
-    """Ascent on the cross-entropy of the true labels, written as a descent."""
-    return -F.cross_entropy(scores, y)
-
-
-OBJECTIVES: dict[str, Objective] = {"cross-entropy": ascent, "unlikelihood": unlikelihood}
-
-
-def towards(targets: Sequence[int], device: str) -> Objective:
-    """Descent on the cross-entropy of the mapped labels eta(y) (6)."""
-    eta = torch.tensor(targets, device=device)
-    return lambda scores, y: F.cross_entropy(scores, eta[y])
-
+from miscue.poisons.lookahead import (
+    GRADIENTS,
+    OBJECTIVES,
+    Lookahead,
+    Slopes,
+    Weights,
+    imitation,
+    likeness,
+    towards,
+)
+from miscue.train import SCHEDULES, Recipe, share, training
 
 Ascend = Callable[[Weights, Batch], tuple[Tensor, ...]]
 """(theta, batch) -> the slope of the surrogate's loss on the batch as xi' poisons it, once xi' has made its step."""
 
+Shown = Callable[[Batch], Batch]
+"""What the surrogate is shown of a clean batch: in general what the frozen xi makes of it."""
+
 
 def poisoned(frozen: nn.Module, batch: Batch) -> Batch:
-    """The batch as the surrogate sees it, under the frozen generator xi."""
+    """The batch under the frozen generator xi."""
     with torch.no_grad():
         return replace(batch, x=(batch.x + frozen(batch.x)).clamp(0, 1))
 
 
 def algorithm_1(
-    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
     """One trial of Algorithm 1: train the surrogate and store its trajectory, then ascend along it."""
     trajectory: list[tuple[Weights, Batch]] = []
@@ -179,7 +86,7 @@ def algorithm_1(
         for batch in stream:
             theta = {name: w.detach().clone().requires_grad_() for name, w in surrogate.named_parameters()}
             trajectory.append((theta, batch))
-            yield poisoned(frozen, batch)
+            yield shown(batch)
 
     for _ in training(surrogate, recorded(), optimizer=recipe.make_optimizer(surrogate)):
         pass
@@ -189,23 +96,23 @@ def algorithm_1(
 
 
 def algorithm_2(
-    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
     """One trial of Algorithm 2: ascend xi' at theta_i just before the surrogate's step i; nothing is stored."""
 
     def watched() -> Iterator[Batch]:
         for batch in stream:
             ascend(dict(surrogate.named_parameters()), batch)
-            yield poisoned(frozen, batch)
+            yield shown(batch)
 
     for _ in training(surrogate, watched(), optimizer=recipe.make_optimizer(surrogate)):
         yield
 
 
 def online(
-    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
-    """One trial in which the surrogate's own step goes down the slope of the pseudo-update; `frozen` is not used."""
+    """One trial in which the surrogate's own step goes down the slope of the pseudo-update; nothing is frozen."""
     optimizer = recipe.make_optimizer(surrogate)
     for batch in stream:
         slopes = ascend(dict(surrogate.named_parameters()), batch)
@@ -215,15 +122,20 @@ def online(
         yield
 
 
-def rehearsal(
-    surrogate: nn.Module, frozen: nn.Module, stream: Iterable[Batch], recipe: Recipe, ascend: Ascend
-) -> Iterator[None]:
-    """One trial without ascent, which shows what the frozen generator does."""
-    for _ in training(surrogate, (poisoned(frozen, b) for b in stream), optimizer=recipe.make_optimizer(surrogate)):
-        yield
-
-
 ALGORITHMS = {"1": algorithm_1, "2": algorithm_2, "online": online}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A kind of trial: how it goes, the gradient that xi' follows (none: it rests), whether the images stay clean."""
+
+    walk: Callable[..., Iterator[None]]
+    gradient: Callable[[Lookahead, Weights, Batch], Slopes] | None
+    clean: bool = False
+
+
+WARM_UP = Phase(walk=algorithm_2, gradient=imitation, clean=True)
+REHEARSAL = Phase(walk=algorithm_2, gradient=None)  # shows what the last generator does
 
 
 @dataclass(kw_only=True)
@@ -239,8 +151,34 @@ class Generators:
     age: int = 0
     trial: int = 0
 
-    def judge(self, damage: float) -> None:
-        """Keep the frozen generator if it did more damage than any before."""
+    def ascend(
+        self,
+        gradient: Callable[[Lookahead, Weights, Batch], Slopes] | None,
+        look: Lookahead,
+        rate: float,
+        theta: Weights,
+        batch: Batch,
+    ) -> tuple[Tensor, ...]:
+        """One step of xi' along `gradient`, if there is one; returns the slope at theta."""
+        if gradient is None:
+            return ()
+        slopes = gradient(look, theta, batch)
+        for parameter, slope in zip(self.copy.parameters(), slopes.xi, strict=True):
+            parameter.grad = slope
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        return slopes.theta
+
+    def release(self) -> None:
+        """xi <- xi'."""
+        self.frozen.load_state_dict(self.copy.state_dict())
+
+    def judge(self, damage: float | None) -> None:
+        """Count the trial; keep the frozen generator if it did more damage than any before, or none is known yet."""
+        self.trial += 1
+        if damage is None:
+            self.best = weights_of(self.frozen)
+            return
         self.age += 1
         if damage > self.damage:
             self.best, self.damage, self.age = weights_of(self.frozen), damage, 0
@@ -295,7 +233,9 @@ def deepconfuse(
     steps: int = 0,
     generator: str = "encoder-decoder",
     generator_lr: float = 1e-4,
+    generator_schedule: str = "constant",
     alpha: float = 0.01,
+    warm_up: int = 0,
     label_map: tuple[int, ...] | None = None,
     objective: str = "cross-entropy",
     gradient: str = "exact",
@@ -315,7 +255,10 @@ def deepconfuse(
         steps: surrogate steps a trial; 0 means the recipe's passes over the data.
         generator: a key of GENERATORS.
         generator_lr: Adam's rate for the generator.
+        generator_schedule: "constant", or "cosine" (the generator's rate falls to 0 over the trials).
         alpha: rate of the pseudo-update.
+        warm_up: trials before these in which the generator learns to make a surrogate that learns clean images take
+            the images of each class for those of the class that the label map sends there (y - 1 where there is none).
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
@@ -335,59 +278,65 @@ def deepconfuse(
         InputError: an unknown name, a number out of range, a label map that is none.
     """
     levels(eps)
-    if trials < 1 or steps < 0 or patience < 0 or not min(generator_lr, alpha, reach) > 0:
-        raise InputError("trials, generator_lr, alpha and reach must be positive, steps and patience not negative")
-    gradient_at = lookup(GRADIENTS, gradient, "gradient")
-    watch = lookup(ALGORITHMS, algorithm, "algorithm")
+    if trials < 1 or min(steps, warm_up, patience) < 0 or not min(generator_lr, alpha, reach) > 0:
+        raise InputError(
+            "trials, generator_lr, alpha and reach must be positive, steps, warm_up and patience not negative"
+        )
+    lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
+    main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=lookup(GRADIENTS, gradient, "gradient"))
     drive = lookup(OBJECTIVES, objective, "objective")
+    for name in attacker.surrogates:
+        lookup(NETWORKS, name, "network")
+    classes = len(data.classes)
+    eta = tuple((y + 1) % classes for y in range(classes)) if label_map is None else checked_map(label_map, classes)
     if label_map is not None:
-        drive = towards(checked_map(label_map, len(data.classes)), attacker.device)
+        drive = towards(eta, attacker.device)
 
     train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
-    recipe = attacker.recipe
+    recipe, surrogates = attacker.recipe, attacker.surrogates
     per_pass = max(1, len(train) // recipe.batch_size)
     per_trial = steps or recipe.epochs * per_pass
-    total = (trials + 1) * per_trial
+    phases = [WARM_UP] * warm_up + [main] * trials + [REHEARSAL]
+    total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr)
     if resume is not None:
         pair.load(resume)
 
-    while pair.trial <= trials:
-        dice = attacker.dice.named("trial", pair.trial)
-        network = Plan(name=attacker.surrogate, shape=data.shape, options={"classes": len(data.classes)})
+    for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
+        dice = attacker.dice.named("trial", trial)
+        network = Plan(name=surrogates[trial % len(surrogates)], shape=data.shape, options={"classes": classes})
         surrogate = placed(build(network, dice), attacker.device).train()
+        rate = generator_lr * share(generator_schedule, trial / len(phases))
         look = Lookahead(
             surrogate=surrogate,
             generator=pair.copy,
             alpha=alpha,
             objective=drive,
+            likeness=torch.tensor(likeness(eta), device=attacker.device),
             reach=reach,
-            counts=watch is online,
+            counts=phase.walk is online,
         )
-
-        def ascend(theta: Weights, batch: Batch, look: Lookahead = look) -> tuple[Tensor, ...]:
-            slopes = gradient_at(look, theta, batch)
-            for parameter, slope in zip(pair.copy.parameters(), slopes.xi, strict=True):
-                parameter.grad = slope
-            pair.adam.step()
-            return slopes.theta
-
         passes = -(-per_trial // per_pass)
         stream = batches(train, size=recipe.batch_size, epochs=passes, dice=dice, channels_last=True)
-        walk = watch if pair.trial < trials else rehearsal
-        for step, _ in enumerate(walk(surrogate, pair.frozen, islice(stream, per_trial), recipe, ascend)):
-            yield Progress(done=pair.trial * per_trial + step + 1, total=total)
-        measures = damage(surrogate, kept, label_map)
-        if watch is online:
-            pair.frozen.load_state_dict(pair.copy.state_dict())  # it was xi' that the surrogate learned from
-        pair.judge(measures["damage"])
-        pair.frozen.load_state_dict(pair.copy.state_dict())  # xi <- xi'
-        pair.trial += 1
+        shown = clean if phase.clean else partial(poisoned, pair.frozen)
+        ascend = partial(pair.ascend, phase.gradient, look, rate)
+        for step, _ in enumerate(phase.walk(surrogate, islice(stream, per_trial), recipe, shown, ascend)):
+            yield Progress(done=trial * per_trial + step + 1, total=total)
+        if phase.walk is online:
+            pair.release()  # it was xi' that the surrogate learned from
+        measures = {} if phase.clean else damage(surrogate, kept, label_map)
+        pair.judge(measures.get("damage"))
+        pair.release()
         checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=pair.state())
-        yield Progress(done=pair.trial * per_trial, total=total, checkpoint=checkpoint)
+        yield Progress(done=(trial + 1) * per_trial, total=total, checkpoint=checkpoint)
         if patience and pair.age >= patience:
             return
+
+
+def clean(batch: Batch) -> Batch:
+    """The batch as it is."""
+    return batch
 
 
 def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) -> dict[str, float]:

@@ -1,0 +1,145 @@
+"""One look ahead: how the loss beyond a pseudo-update of theta depends on the poisoned images.
+
+    theta' = theta - alpha * grad_theta L(f_theta(x + g_xi(x)), y)          the pseudo-update
+    L(f_theta'(x), y)                                                        the loss beyond it, on clean images
+
+Its gradient for the generator's xi is of second order. `exact` differentiates twice; `difference` comes to the same in
+the limit by first-order passes. Clipping to [0, 1] passes gradients straight through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from miscue.data import Batch
+from miscue.losses import unlikelihood
+
+Weights = dict[str, Tensor]
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookahead:
+    """One look ahead: the networks and numbers of the pseudo-update and of the loss beyond it.
+
+    objective: (scores of f_theta'(x), y) -> scalar that the generator *descends*.
+    likeness: int64 (classes,), for `imitation`: the class whose images those labelled y are to look like, -1 for none.
+    reach: how far `difference` moves theta, as a share of its norm.
+    counts: whether the poisoned batch moves the surrogate's running statistics, as its own training step does.
+    """
+
+    surrogate: nn.Module
+    generator: nn.Module
+    alpha: float
+    objective: Objective
+    likeness: Tensor
+    reach: float
+    counts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slopes:
+    """Two gradients: of the surrogate's loss on the poisoned batch at theta, and of the objective for the generator."""
+
+    theta: tuple[Tensor, ...]
+    xi: tuple[Tensor, ...]
+
+
+def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """The objective's gradient beyond the pseudo-update by double differentiation."""
+    scratch = buffers_of(look.surrogate)
+    poisoned = clipped(batch.x + look.generator(batch.x))
+    inner = F.cross_entropy(
+        functional_call(look.surrogate, (theta, {} if look.counts else scratch), (poisoned,)), batch.y
+    )
+    slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+    ahead = {name: w - look.alpha * s for (name, w), s in zip(theta.items(), slope, strict=True)}
+    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
+    return Slopes(theta=slope, xi=torch.autograd.grad(outer, list(look.generator.parameters())))
+
+
+def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """The same gradient from first-order passes only.
+
+    With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
+    at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
+    theta - h v, where h v is `reach` times as long as theta. In the limit this is the derivative. In between, a single
+    unit of ReLU or pooling that switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2;
+    from about 1e-2 on the difference averages over many such kinks.
+    """
+    scratch = buffers_of(look.surrogate)
+    poisoned = clipped(batch.x + look.generator(batch.x))
+    leaf = poisoned.detach().requires_grad_()
+
+    def image_loss(weights: Weights, buffers: Weights) -> Tensor:
+        return F.cross_entropy(functional_call(look.surrogate, (weights, buffers), (leaf,)), batch.y)
+
+    first = image_loss(theta, {} if look.counts else scratch)
+    *slope, here = torch.autograd.grad(first, [*theta.values(), leaf])
+    ahead = {
+        name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
+    }
+    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
+    v = torch.autograd.grad(outer, list(ahead.values()))
+    h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
+    beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
+    (there,) = torch.autograd.grad(image_loss(beside, scratch), leaf)
+    along = -look.alpha * (here - there) / h
+    return Slopes(theta=tuple(slope), xi=torch.autograd.grad(poisoned, list(look.generator.parameters()), along))
+
+
+def imitation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """No look ahead at all: descent on the loss of x + g(x) as an image of another class, for a warm start.
+
+    Where theta reads clean images right, poisoned images with label eta(c) come to look like those of class c, and a
+    classifier that trusts what they look like reads clean images of c as eta(c).
+    """
+    noisy = clipped(batch.x + look.generator(batch.x))
+    fixed = {name: w.detach() for name, w in theta.items()}
+    scores = functional_call(look.surrogate, (fixed, buffers_of(look.surrogate)), (noisy,))
+    wanted = look.likeness[batch.y]
+    loss = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="sum") / len(wanted)
+    return Slopes(theta=(), xi=torch.autograd.grad(loss, list(look.generator.parameters())))
+
+
+def clipped(x: Tensor) -> Tensor:
+    """clip(x, 0, 1), whose gradient passes straight through: noise that the border of [0, 1] cuts off can come back."""
+    return x + (x.clamp(0, 1) - x).detach()
+
+
+def buffers_of(model: nn.Module) -> Weights:
+    """Copies of a model's buffers, so that a look ahead leaves its running statistics alone."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all entries together."""
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+
+
+GRADIENTS = {"exact": exact, "difference": difference}
+
+
+def ascent(scores: Tensor, y: Tensor) -> Tensor:
+    """Ascent on the cross-entropy of the true labels, written as a descent."""
+    return -F.cross_entropy(scores, y)
+
+
+OBJECTIVES: dict[str, Objective] = {"cross-entropy": ascent, "unlikelihood": unlikelihood}
+
+
+def towards(targets: Sequence[int], device: str) -> Objective:
+    """Descent on the cross-entropy of the mapped labels eta(y) (6)."""
+    eta = torch.tensor(targets, device=device)
+    return lambda scores, y: F.cross_entropy(scores, eta[y])
+
+
+def likeness(eta: Sequence[int]) -> tuple[int, ...]:
+    """For each label the first class that `eta` maps to it, -1 where there is none: the map of `imitation`."""
+    return tuple(next((c for c, target in enumerate(eta) if target == label), -1) for label in range(len(eta)))
