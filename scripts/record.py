@@ -38,6 +38,8 @@ def add(table: str, run: Path) -> None:
     trials = lines(run / "craft.jsonl")
     row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"], "curve": "crafting"}
     for trial in trials:
+        if "held_out_accuracy" not in trial:
+            continue  # a trial of the warm start
         append(
             target,
             {

@@ -25,6 +25,7 @@ from miscue.train import Recipe
 from miscue.victims import Victim
 
 QUICK = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
+OTHERWISE = {"likeness": torch.tensor([2, 0, 1]), "counts": False}
 OPTIONS = {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3}
 
 
@@ -132,8 +133,9 @@ def test_likeness_inverts_the_label_map() -> None:
 def test_warm_up_makes_a_clean_classifier_read_other_classes(data: Data) -> None:
     """After it, a network that learned clean images takes poisoned ones for what the label map sends to their label."""
     recipe = Recipe(lr=0.05, epochs=1, batch_size=16)
-    attacker = Attacker(surrogate="cnn-released,cnn", recipe=recipe, dice=Dice(0))
-    steps = deepconfuse.steps(data, attacker, eps=0.5, warm_up=4, trials=1, steps=25, generator_lr=3e-3)
+    attacker = Attacker(surrogate="cnn-released", recipe=recipe, dice=Dice(0))
+    options = {"warm_up": 4, "warm_up_surrogates": "cnn-released,cnn", "trials": 1, "steps": 25, "generator_lr": 3e-3}
+    steps = deepconfuse.steps(data, attacker, eps=0.5, **options)
     warm = [p.checkpoint for p in steps if p.checkpoint][3]
     assert warm.measures == {}
     poisoned = warm.perturbation(data)
@@ -149,9 +151,8 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         generator=noise,
         alpha=0.5,
         objective=OBJECTIVES["cross-entropy"],
-        likeness=torch.tensor([2, 0, 1]),
         reach=0.1,
-        counts=False,
+        **OTHERWISE,
     )
     batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
     before = {k: v.clone() for k, v in surrogate.state_dict().items()}

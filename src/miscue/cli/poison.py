@@ -58,9 +58,7 @@ def common(
     preset: Annotated[
         str, typer.Option(help=f"Setting to start from: {NAMES}; options given beside it win.")
     ] = "paper",
-    surrogate: Annotated[
-        str | None, typer.Option(help="The attacker's network, or several with commas between.", show_default=False)
-    ] = None,
+    surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data a trial.", show_default=False)] = None,

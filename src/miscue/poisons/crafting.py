@@ -18,20 +18,12 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker:
-    """What a training-time attacker has: a surrogate, how it is trained, dice, device.
-
-    surrogate: a key of NETWORKS, or several with commas between, which take turns.
-    """
+    """What a training-time attacker has: a surrogate (a key of NETWORKS), how it is trained, dice, device."""
 
     surrogate: str = "cnn"
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.01, epochs=1, batch_size=64))
     dice: Dice = field(default_factory=Dice)
     device: str = "cpu"
-
-    @property
-    def surrogates(self) -> tuple[str, ...]:
-        """The keys of NETWORKS that take turns."""
-        return tuple(name.strip() for name in self.surrogate.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)

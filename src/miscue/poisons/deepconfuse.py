@@ -236,6 +236,7 @@ def deepconfuse(
     generator_schedule: str = "constant",
     alpha: float = 0.01,
     warm_up: int = 0,
+    warm_up_surrogates: str = "",
     label_map: tuple[int, ...] | None = None,
     objective: str = "cross-entropy",
     gradient: str = "exact",
@@ -259,6 +260,7 @@ def deepconfuse(
         alpha: rate of the pseudo-update.
         warm_up: trials before these in which the generator learns to make a surrogate that learns clean images take
             the images of each class for those of the class that the label map sends there (y - 1 where there is none).
+        warm_up_surrogates: networks that take turns in them, with commas between; the attacker's if there is none.
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
@@ -285,7 +287,8 @@ def deepconfuse(
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=lookup(GRADIENTS, gradient, "gradient"))
     drive = lookup(OBJECTIVES, objective, "objective")
-    for name in attacker.surrogates:
+    networks = [name.strip() for name in (warm_up_surrogates or attacker.surrogate).split(",")]
+    for name in (attacker.surrogate, *networks):
         lookup(NETWORKS, name, "network")
     classes = len(data.classes)
     eta = tuple((y + 1) % classes for y in range(classes)) if label_map is None else checked_map(label_map, classes)
@@ -293,7 +296,7 @@ def deepconfuse(
         drive = towards(eta, attacker.device)
 
     train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
-    recipe, surrogates = attacker.recipe, attacker.surrogates
+    recipe = attacker.recipe
     per_pass = max(1, len(train) // recipe.batch_size)
     per_trial = steps or recipe.epochs * per_pass
     phases = [WARM_UP] * warm_up + [main] * trials + [REHEARSAL]
@@ -305,8 +308,9 @@ def deepconfuse(
 
     for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
         dice = attacker.dice.named("trial", trial)
-        network = Plan(name=surrogates[trial % len(surrogates)], shape=data.shape, options={"classes": classes})
-        surrogate = placed(build(network, dice), attacker.device).train()
+        network = networks[trial % len(networks)] if phase.clean else attacker.surrogate
+        network_plan = Plan(name=network, shape=data.shape, options={"classes": classes})
+        surrogate = placed(build(network_plan, dice), attacker.device).train()
         rate = generator_lr * share(generator_schedule, trial / len(phases))
         look = Lookahead(
             surrogate=surrogate,
@@ -356,10 +360,18 @@ def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) ->
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
     "fast": Preset(
-        summary="shorter trials and a larger pseudo-update; the search for it is not finished",
+        summary="a warm start, then 9 short trials with a larger pseudo-update; for MNIST",
         surrogate="cnn-released",
         recipe=Recipe(lr=0.01, epochs=1, batch_size=64),
-        options={"trials": 18, "steps": 300, "generator_lr": 1e-3, "alpha": 0.1},
+        options={
+            "trials": 9,
+            "steps": 300,
+            "generator_lr": 1e-3,
+            "generator_schedule": "cosine",
+            "alpha": 0.3,
+            "warm_up": 6,
+            "warm_up_surrogates": "cnn-released,cnn",
+        },
     ),
     "digits": Preset(
         summary="for scikit-learn's 8 x 8 digits, about a minute on two cores",
