@@ -2,10 +2,11 @@
 
     MISCUE_DATA=../shared/data python benchmarks/deepconfuse_step.py [--record]
 
-A victim step is forward, backward and update of the surrogate on one batch of 64. The floor of a DeepConfuse step in
-victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
+A victim step is forward, backward and update of the surrogate on one batch of 64. The floor of a step of Algorithm 2,
+in victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
 beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
-5/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
+4/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
+"online" saves the surrogate's own step and one G; a step of the warm start needs 5/3 V and 3 G.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ ROUNDS, INNER = 15, 8
 
 def main() -> None:
     """Time `INNER` steps of each kind in turn, `ROUNDS` times."""
+    torch.set_num_threads(1)
     data = read("mnist").train.take(slice(0, 20_000))
     fast = PRESETS["deepconfuse"]["fast"]
-    for surrogate in dict.fromkeys((fast.surrogate, "cnn", "cnn-released")):
+    for surrogate in ("cnn", "cnn-released", "cnn-large"):
         attacker = Attacker(surrogate=surrogate, recipe=Recipe(lr=0.01, batch_size=64), dice=Dice(0))
-        options = {k: v for k, v in fast.options.items() if k not in ("trials", "steps", "gradient")}
+        options = fast.options | {"warm_up_surrogates": "", "trials": 1, "steps": 100_000}
 
-        def walk(gradient: str, attacker: Attacker = attacker, options: dict = options) -> Callable[[], None]:
-            steps = deepconfuse.steps(data, attacker, **options, trials=1, steps=100_000, gradient=gradient)
+        def walk(attacker: Attacker = attacker, options: dict = options, **kind: object) -> Callable[[], None]:
+            steps = deepconfuse.steps(data, attacker, **options | kind)
             return lambda: list(islice(steps, INNER)).clear()
 
         plan = Plan(name=surrogate, shape=data.shape, options={"classes": 10})
@@ -45,12 +47,17 @@ def main() -> None:
         stream = batches(data, size=64, epochs=10_000, dice=Dice(1), channels_last=True)
         plain = training(model, stream, optimizer=torch.optim.SGD(model.parameters(), 0.01))
         cases = {"victim": lambda plain=plain: list(islice(plain, INNER)).clear()}
-        cases |= {gradient: walk(gradient) for gradient in ("difference", "exact")}
+        kinds = {
+            f"{algorithm}, {gradient}": {"warm_up": 0, "algorithm": algorithm, "gradient": gradient}
+            for algorithm in ("2", "online")
+            for gradient in ("difference", "exact")
+        } | {"warm start": {"warm_up": 1}}
+        cases |= {name: walk(**kind) for name, kind in kinds.items()}
         times = interleaved(cases, rounds=ROUNDS)
-        for gradient in ("difference", "exact"):
-            row = {"benchmark": "deepconfuse step", "surrogate": surrogate, "gradient": gradient, "batch": 64}
+        for name in kinds:
+            row = {"benchmark": "deepconfuse step", "surrogate": surrogate, "algorithm": name, "batch": 64}
             row |= {"generator": options.get("generator", "encoder-decoder"), "threads": torch.get_num_threads()}
-            mean, spread = ratio(times, gradient, "victim")
+            mean, spread = ratio(times, name, "victim")
             note = f"a victim step took {1000 * min(times['victim']) / INNER:.1f} ms at best"
             record(row, "ratio", mean, spread, ROUNDS, note=note)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -217,6 +217,8 @@ class TestBattery:
         ({"objective": "entropy"}, "unknown objective"),
         ({"label_map": (0, 1)}, "one target for each"),
         ({"trials": 0}, "must be positive"),
+        ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
+        ({"generator_schedule": "linear"}, "unknown schedule"),
         ({"held_out": 1.0}, "held-out share"),
     ],
 )

@@ -22,7 +22,8 @@ class Conv2d(nn.Conv2d):
         """(n, i, h, w) -> (n, o, h', w')."""
         if x.is_cuda or self.in_channels > 1:
             return super().forward(x)
-        x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0])) if any(self.padding) else x
+        rows, columns = (int(side) for side in self.padding)
+        x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
         scores: Tensor = Correlate.apply(x, self.weight)
         return scores if self.bias is None else scores + self.bias[:, None, None]
 

@@ -280,9 +280,9 @@ def deepconfuse(
         InputError: an unknown name, a number out of range, a label map that is none.
     """
     levels(eps)
-    if trials < 1 or min(steps, warm_up, patience) < 0 or not min(generator_lr, alpha, reach) > 0:
+    if min(trials, steps, warm_up, patience) < 0 or trials + warm_up < 1 or not min(generator_lr, alpha, reach) > 0:
         raise InputError(
-            "trials, generator_lr, alpha and reach must be positive, steps, warm_up and patience not negative"
+            "trials or warm_up, generator_lr, alpha and reach must be positive, steps and patience not negative"
         )
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=lookup(GRADIENTS, gradient, "gradient"))
