@@ -20,6 +20,7 @@ from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, Attacker, deepconfuse
+from miscue.poisons.deepconfuse import life
 from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -106,6 +107,36 @@ def test_difference_points_where_exact_does() -> None:
     a, b = (torch.cat([s.flatten() for s in gradient(look, theta, batch).xi]) for gradient in (exact, difference))
     assert torch.cosine_similarity(a, b, dim=0) > 0.8
     assert 0.5 < b.norm() / a.norm() < 2
+
+
+POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates": "cnn,cnn-small"}
+
+
+@pytest.mark.parametrize("algorithm", ["2", "online"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_pool_resumes_exactly(data: Data, algorithm: str, optimizer: str) -> None:
+    """Surrogates in the middle of their lives, with their optimisers, are part of a checkpoint."""
+    attacker = replace(QUICK, recipe=replace(QUICK.recipe, optimizer=optimizer, lr=0.01, momentum=0.5))
+    options = OPTIONS | POOLED | {"algorithm": algorithm}
+    whole = list(deepconfuse.steps(data, attacker, **options))
+    stops = [p.checkpoint for p in whole if p.checkpoint]
+    assert len(stops) == 7
+    for stop in stops[:-1]:
+        rest = list(deepconfuse.steps(data, attacker, **options, resume=stop.state))
+        assert rest[-1].done == whole[-1].done == whole[-1].total
+        assert rest[-1].checkpoint.state.keys() == stops[-1].state.keys()
+        assert all(torch.equal(stops[-1].state[k], v) for k, v in rest[-1].checkpoint.state.items())
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3, 5])
+def test_lives_in_a_pool(pool: int) -> None:
+    """In each trial one surrogate leaves, full-grown but for the first ones, and ages differ."""
+    for trial in range(3 * pool):
+        lives = [life(slot, trial, pool) for slot in range(pool)]
+        assert [slot for slot, (_, stays, over) in enumerate(lives) if over == stays - 1] == [trial % pool]
+        assert len({over - stays for _, stays, over in lives}) == pool
+        assert all(born + over == trial for born, _, over in lives)
+        assert all(stays == pool or born == 0 for born, stays, _ in lives)
 
 
 @pytest.mark.parametrize("gradient", [exact, difference])
@@ -217,6 +248,8 @@ class TestBattery:
         ({"objective": "entropy"}, "unknown objective"),
         ({"label_map": (0, 1)}, "one target for each"),
         ({"trials": 0}, "must be positive"),
+        ({"pool": 0}, "must be positive"),
+        ({"pool": 2, "algorithm": "1"}, "one surrogate at a time"),
         ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
         ({"generator_schedule": "linear"}, "unknown schedule"),
         ({"held_out": 1.0}, "held-out share"),

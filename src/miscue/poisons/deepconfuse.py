@@ -31,6 +31,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from miscue.balls import levels
 from miscue.data import Batch, Data, batches, hold_out
@@ -66,6 +67,8 @@ from miscue.train import SCHEDULES, Recipe, share, training
 Ascend = Callable[[Weights, Batch], tuple[Tensor, ...]]
 """(theta, batch) -> the slope of the surrogate's loss on the batch as xi' poisons it, once xi' has made its step."""
 
+Gradient = Callable[[Lookahead, Weights, Batch], Slopes]
+
 Shown = Callable[[Batch], Batch]
 """What the surrogate is shown of a clean batch: in general what the frozen xi makes of it."""
 
@@ -77,7 +80,7 @@ def poisoned(frozen: nn.Module, batch: Batch) -> Batch:
 
 
 def algorithm_1(
-    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
     """One trial of Algorithm 1: train the surrogate and store its trajectory, then ascend along it."""
     trajectory: list[tuple[Weights, Batch]] = []
@@ -88,7 +91,7 @@ def algorithm_1(
             trajectory.append((theta, batch))
             yield shown(batch)
 
-    for _ in training(surrogate, recorded(), optimizer=recipe.make_optimizer(surrogate)):
+    for _ in training(surrogate, recorded(), optimizer=optimizer):
         pass
     for theta, batch in trajectory:
         ascend(theta, batch)
@@ -96,7 +99,7 @@ def algorithm_1(
 
 
 def algorithm_2(
-    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
     """One trial of Algorithm 2: ascend xi' at theta_i just before the surrogate's step i; nothing is stored."""
 
@@ -105,15 +108,14 @@ def algorithm_2(
             ascend(dict(surrogate.named_parameters()), batch)
             yield shown(batch)
 
-    for _ in training(surrogate, watched(), optimizer=recipe.make_optimizer(surrogate)):
+    for _ in training(surrogate, watched(), optimizer=optimizer):
         yield
 
 
 def online(
-    surrogate: nn.Module, stream: Iterable[Batch], recipe: Recipe, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
 ) -> Iterator[None]:
     """One trial in which the surrogate's own step goes down the slope of the pseudo-update; nothing is frozen."""
-    optimizer = recipe.make_optimizer(surrogate)
     for batch in stream:
         slopes = ascend(dict(surrogate.named_parameters()), batch)
         for parameter, slope in zip(surrogate.parameters(), slopes, strict=True):
@@ -130,12 +132,46 @@ class Phase:
     """A kind of trial: how it goes, the gradient that xi' follows (none: it rests), whether the images stay clean."""
 
     walk: Callable[..., Iterator[None]]
-    gradient: Callable[[Lookahead, Weights, Batch], Slopes] | None
+    gradient: Gradient | None
     clean: bool = False
 
 
 WARM_UP = Phase(walk=algorithm_2, gradient=imitation, clean=True)
 REHEARSAL = Phase(walk=algorithm_2, gradient=None)  # shows what the last generator does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A surrogate under watch, its optimiser, and the rest of its walk through its batches."""
+
+    surrogate: nn.Module
+    optimizer: Optimizer
+    walk: Iterator[None]
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that going on with it needs."""
+        return packed(model=self.surrogate.state_dict(), optimizer=optimizer_tensors(self.optimizer.state_dict()))
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`; does nothing where it is empty."""
+        if state:
+            self.surrogate.load_state_dict(unpacked(state, "model"))
+            slots = optimizer_state(self.optimizer.state_dict(), unpacked(state, "optimizer"))
+            self.optimizer.load_state_dict(slots)
+
+
+def life(slot: int, trial: int, pool: int) -> tuple[int, int, int]:
+    """The life of the surrogate in `slot` of a pool at the start of a phase's trial number `trial`.
+
+    In each trial every surrogate makes 1 / pool of its steps, and the one in slot trial % pool ends its life.
+
+    Returns:
+        the trial at whose start it came in, how many trials it stays, and how many of them are over.
+    """
+    if trial <= slot:
+        return 0, slot + 1, trial  # the first ones leave early, so that ages differ
+    born = trial - (trial - slot - 1) % pool
+    return born, pool, trial - born
 
 
 @dataclass(kw_only=True)
@@ -151,21 +187,13 @@ class Generators:
     age: int = 0
     trial: int = 0
 
-    def ascend(
-        self,
-        gradient: Callable[[Lookahead, Weights, Batch], Slopes] | None,
-        look: Lookahead,
-        rate: float,
-        theta: Weights,
-        batch: Batch,
-    ) -> tuple[Tensor, ...]:
+    def ascend(self, gradient: Gradient | None, look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
         """One step of xi' along `gradient`, if there is one; returns the slope at theta."""
         if gradient is None:
             return ()
         slopes = gradient(look, theta, batch)
         for parameter, slope in zip(self.copy.parameters(), slopes.xi, strict=True):
             parameter.grad = slope
-        self.adam.param_groups[0]["lr"] = rate
         self.adam.step()
         return slopes.theta
 
@@ -194,7 +222,9 @@ class Generators:
         )
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`; does nothing where it is empty."""
+        if not state:
+            return
         self.frozen.load_state_dict(unpacked(state, "generator"))
         self.copy.load_state_dict(unpacked(state, "generator"))
         self.adam.load_state_dict(optimizer_state(self.adam.state_dict(), unpacked(state, "adam")))
@@ -231,6 +261,7 @@ def deepconfuse(
     eps: float = 0.3,
     trials: int = 500,
     steps: int = 0,
+    pool: int = 1,
     generator: str = "encoder-decoder",
     generator_lr: float = 1e-4,
     generator_schedule: str = "constant",
@@ -254,6 +285,8 @@ def deepconfuse(
         eps: L-infinity budget on the [0, 1] scale.
         trials: surrogates watched, one after another, each from fresh weights.
         steps: surrogate steps a trial; 0 means the recipe's passes over the data.
+        pool: surrogates watched side by side, in turns, each as long as `steps` but at different ages; whenever one
+            leaves, a trial ends and a fresh one comes in.
         generator: a key of GENERATORS.
         generator_lr: Adam's rate for the generator.
         generator_schedule: "constant", or "cosine" (the generator's rate falls to 0 over the trials).
@@ -280,10 +313,12 @@ def deepconfuse(
         InputError: an unknown name, a number out of range, a label map that is none.
     """
     levels(eps)
-    if min(trials, steps, warm_up, patience) < 0 or trials + warm_up < 1 or not min(generator_lr, alpha, reach) > 0:
+    if min(trials, steps, warm_up, patience) < 0 or not min(trials + warm_up, pool, generator_lr, alpha, reach) > 0:
         raise InputError(
-            "trials or warm_up, generator_lr, alpha and reach must be positive, steps and patience not negative"
+            "trials or warm_up, pool, generator_lr, alpha and reach must be positive, steps and patience not negative"
         )
+    if algorithm == "1" and pool > 1:
+        raise InputError("algorithm 1 watches one surrogate at a time; choose 2 or online for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=lookup(GRADIENTS, gradient, "gradient"))
     drive = lookup(OBJECTIVES, objective, "objective")
@@ -298,20 +333,24 @@ def deepconfuse(
     train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
     recipe = attacker.recipe
     per_pass = max(1, len(train) // recipe.batch_size)
-    per_trial = steps or recipe.epochs * per_pass
+    share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
+    per_trial = share_of_trial * pool
     phases = [WARM_UP] * warm_up + [main] * trials + [REHEARSAL]
     total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr)
-    if resume is not None:
-        pair.load(resume)
+    pair.load(resume or {})
 
-    for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
-        dice = attacker.dice.named("trial", trial)
-        network = networks[trial % len(networks)] if phase.clean else attacker.surrogate
+    def enter(phase: Phase, slot: int, trial: int) -> Watched:
+        """The surrogate in `slot` as it is at the start of a trial, except that it is untrained."""
+        begin = phases.index(phase)
+        size = 1 if phase is REHEARSAL else pool
+        born, stays, over = life(slot, trial - begin, size)
+        dice = attacker.dice.named("trial", begin + born, slot)
+        network = networks[(slot + born // pool) % len(networks)] if phase.clean else attacker.surrogate
         network_plan = Plan(name=network, shape=data.shape, options={"classes": classes})
         surrogate = placed(build(network_plan, dice), attacker.device).train()
-        rate = generator_lr * share(generator_schedule, trial / len(phases))
+        optimizer = recipe.make_optimizer(surrogate)
         look = Lookahead(
             surrogate=surrogate,
             generator=pair.copy,
@@ -321,18 +360,40 @@ def deepconfuse(
             reach=reach,
             counts=phase.walk is online,
         )
-        passes = -(-per_trial // per_pass)
-        stream = batches(train, size=recipe.batch_size, epochs=passes, dice=dice, channels_last=True)
+        each = per_trial // size
+        stream = batches(
+            train, size=recipe.batch_size, epochs=-(-stays * each // per_pass), dice=dice, channels_last=True
+        )
+        rest = islice(stream, over * each, stays * each)
         shown = clean if phase.clean else partial(poisoned, pair.frozen)
-        ascend = partial(pair.ascend, phase.gradient, look, rate)
-        for step, _ in enumerate(phase.walk(surrogate, islice(stream, per_trial), recipe, shown, ascend)):
+        ascend = partial(pair.ascend, phase.gradient, look)
+        return Watched(
+            surrogate=surrogate, optimizer=optimizer, walk=phase.walk(surrogate, rest, optimizer, shown, ascend)
+        )
+
+    watched: dict[int, Watched] = {}
+    for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
+        begin = phases.index(phase)
+        size = 1 if phase is REHEARSAL else pool
+        for slot in range(size):
+            if slot not in watched:
+                watched[slot] = enter(phase, slot, trial)
+                watched[slot].load(unpacked(resume or {}, f"watched {slot}"))
+        resume = None
+        pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(phases))
+        for step in range(per_trial):
+            next(watched[step % size].walk)
             yield Progress(done=trial * per_trial + step + 1, total=total)
         if phase.walk is online:
             pair.release()  # it was xi' that the surrogate learned from
-        measures = {} if phase.clean else damage(surrogate, kept, label_map)
+        leaving = watched.pop((trial - begin) % size).surrogate
+        if phases[trial + 1 : trial + 2] != [phase]:
+            watched.clear()
+        measures = {} if phase.clean else damage(leaving, kept, label_map)
         pair.judge(measures.get("damage"))
         pair.release()
-        checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=pair.state())
+        state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})
+        checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=state)
         yield Progress(done=(trial + 1) * per_trial, total=total, checkpoint=checkpoint)
         if patience and pair.age >= patience:
             return
