@@ -109,7 +109,9 @@ def test_difference_points_where_exact_does() -> None:
     assert 0.5 < b.norm() / a.norm() < 2
 
 
-POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates": "cnn,cnn-small"}
+POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates": "cnn,cnn-small"} | {
+    "generator_mean": 0.9
+}
 
 
 @pytest.mark.parametrize("algorithm", ["2", "online"])
@@ -249,6 +251,7 @@ class TestBattery:
         ({"label_map": (0, 1)}, "one target for each"),
         ({"trials": 0}, "must be positive"),
         ({"pool": 0}, "must be positive"),
+        ({"generator_mean": 1.0}, "generator_mean must lie"),
         ({"pool": 2, "algorithm": "1"}, "one surrogate at a time"),
         ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
         ({"generator_schedule": "linear"}, "unknown schedule"),

@@ -182,6 +182,8 @@ class Generators:
     frozen: nn.Module  # xi
     copy: nn.Module  # xi'
     adam: torch.optim.Adam
+    mean: Weights  # of xi' over the latest steps
+    decay: float
     best: Weights
     damage: float = -1.0
     age: int = 0
@@ -195,11 +197,14 @@ class Generators:
         for parameter, slope in zip(self.copy.parameters(), slopes.xi, strict=True):
             parameter.grad = slope
         self.adam.step()
+        for name, tensor in self.copy.state_dict().items():
+            mean = self.mean[name]
+            mean.lerp_(tensor, 1 - self.decay) if tensor.is_floating_point() else mean.copy_(tensor)
         return slopes.theta
 
     def release(self) -> None:
-        """xi <- xi'."""
-        self.frozen.load_state_dict(self.copy.state_dict())
+        """xi <- xi', or rather its running mean."""
+        self.frozen.load_state_dict(self.mean)
 
     def judge(self, damage: float | None) -> None:
         """Count the trial; keep the frozen generator if it did more damage than any before, or none is known yet."""
@@ -216,6 +221,7 @@ class Generators:
         numbers = torch.tensor([self.damage, self.age, self.trial], dtype=torch.float64)
         return packed(
             generator=self.copy.state_dict(),
+            mean=self.mean,
             best=self.best,
             adam=optimizer_tensors(self.adam.state_dict()),
             run={"numbers": numbers},
@@ -225,7 +231,8 @@ class Generators:
         """Go on from `state`; does nothing where it is empty."""
         if not state:
             return
-        self.frozen.load_state_dict(unpacked(state, "generator"))
+        self.mean = unpacked(state, "mean")
+        self.release()
         self.copy.load_state_dict(unpacked(state, "generator"))
         self.adam.load_state_dict(optimizer_state(self.adam.state_dict(), unpacked(state, "adam")))
         self.best = unpacked(state, "best")
@@ -244,13 +251,14 @@ def weights_of(model: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def make_generators(plan: Plan, attacker: Attacker, *, lr: float) -> Generators:
+def make_generators(plan: Plan, attacker: Attacker, *, lr: float, decay: float) -> Generators:
     """xi drawn from the attacker's dice, and xi' equal to it."""
     frozen = build(plan, attacker.dice.named("generator"))
     placed(frozen, attacker.device).eval()
     copy = deepcopy(frozen).train()
     adam = torch.optim.Adam(copy.parameters(), lr)
-    return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, best=weights_of(frozen))
+    mean, best = weights_of(frozen), weights_of(frozen)
+    return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, mean=mean, decay=decay, best=best)
 
 
 @Poison
@@ -265,6 +273,7 @@ def deepconfuse(
     generator: str = "encoder-decoder",
     generator_lr: float = 1e-4,
     generator_schedule: str = "constant",
+    generator_mean: float = 0.0,
     alpha: float = 0.01,
     warm_up: int = 0,
     warm_up_surrogates: str = "",
@@ -290,6 +299,8 @@ def deepconfuse(
         generator: a key of GENERATORS.
         generator_lr: Adam's rate for the generator.
         generator_schedule: "constant", or "cosine" (the generator's rate falls to 0 over the trials).
+        generator_mean: decay a step, below 1, of the running mean of the generator's weights, which is what is frozen
+            and released; 0 takes the weights as they are.
         alpha: rate of the pseudo-update.
         warm_up: trials before these in which the generator learns to make a surrogate that learns clean images take
             the images of each class for those of the class that the label map sends there (y - 1 where there is none).
@@ -317,6 +328,8 @@ def deepconfuse(
         raise InputError(
             "trials or warm_up, pool, generator_lr, alpha and reach must be positive, steps and patience not negative"
         )
+    if not 0 <= generator_mean < 1:
+        raise InputError(f"generator_mean must lie in [0, 1), got {generator_mean:g}")
     if algorithm == "1" and pool > 1:
         raise InputError("algorithm 1 watches one surrogate at a time; choose 2 or online for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
@@ -338,7 +351,7 @@ def deepconfuse(
     phases = [WARM_UP] * warm_up + [main] * trials + [REHEARSAL]
     total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
-    pair = make_generators(plan, attacker, lr=generator_lr)
+    pair = make_generators(plan, attacker, lr=generator_lr, decay=generator_mean)
     pair.load(resume or {})
 
     def enter(phase: Phase, slot: int, trial: int) -> Watched:
