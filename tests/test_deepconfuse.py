@@ -20,8 +20,8 @@ from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, Attacker, deepconfuse
-from miscue.poisons.deepconfuse import life
 from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards
+from miscue.poisons.watching import life
 from miscue.train import Recipe
 from miscue.victims import Victim
 
