@@ -18,9 +18,9 @@ Where we differ from the text: clipping passes gradients straight through, and, 
 alpha is separate from the surrogate's own training rate; a trial may be shorter than a pass over the data; several
 surrogates of different ages may be watched in turns; the generator may start warm, its rate fall, and the mean of its
 latest weights be released; `objective="unlikelihood"` descends on -log(1 - p_y) instead of ascending on -log p_y;
-`gradient="difference"` replaces the exact mixed derivative by a finite difference of first-order gradients. The defaults
-are the paper's settings for MNIST. The frozen generator runs in eval mode: the surrogate trains on exactly what would be
-released, but for rounding.
+`gradient="difference"` replaces the exact mixed derivative by a finite difference of first-order gradients. The
+defaults are the paper's settings for MNIST. The frozen generator runs in eval mode: the surrogate trains on exactly
+what would be released, but for rounding.
 """
 
 from __future__ import annotations
