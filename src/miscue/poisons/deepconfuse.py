@@ -310,6 +310,6 @@ PRESETS: dict[str, Preset] = {
         summary="for scikit-learn's 8 x 8 digits, about a minute on two cores",
         surrogate="cnn-released",
         recipe=Recipe(lr=0.02, epochs=1, batch_size=32),
-        options={"trials": 14, "steps": 100, "generator_lr": 1e-3, "alpha": 0.1},
+        options={"warm_up": 4, "trials": 10, "steps": 100, "generator_lr": 1e-3, "alpha": 0.1},
     ),
 }
