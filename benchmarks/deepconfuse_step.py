@@ -26,7 +26,7 @@ from miscue.poisons import PRESETS, Attacker, deepconfuse
 from miscue.readers import read
 from miscue.train import Recipe, training
 
-ROUNDS, INNER = 15, 8
+ROUNDS, INNER = 15, 4
 
 
 def main() -> None:
