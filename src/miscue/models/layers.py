@@ -15,12 +15,13 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` of stride 1 that is quick on a CPU where images have one channel.
 
     The library's kernels for one channel leave their output in an order in which all that follows is slower, and their
-    gradient for the image costs more than the rest of a small net. Differentiable any number of times.
+    gradient for the image costs more than the rest of a small net. Differentiable any number of times. Left to the
+    library under mixed precision.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, i, h, w) -> (n, o, h', w')."""
-        if x.is_cuda or self.in_channels > 1:
+        if x.is_cuda or self.in_channels > 1 or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         rows, columns = (int(side) for side in self.padding)
         x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
