@@ -48,8 +48,8 @@ def main() -> None:
         plain = training(model, stream, optimizer=torch.optim.SGD(model.parameters(), 0.01))
         cases = {"victim": lambda plain=plain: list(islice(plain, INNER)).clear()}
         kinds = {
-            f"{algorithm}, {gradient}": {"warm_up": 0, "algorithm": algorithm, "gradient": gradient}
-            for algorithm in ("2", "online")
+            f"{name}, {gradient}": {"warm_up": 0, "gradient": gradient, "online_trials": int(name == "online")}
+            for name in ("2", "online")
             for gradient in ("difference", "exact")
         } | {"warm start": {"warm_up": 1}}
         cases |= {name: walk(**kind) for name, kind in kinds.items()}

@@ -114,15 +114,15 @@ POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates"
 }
 
 
-@pytest.mark.parametrize("algorithm", ["2", "online"])
+@pytest.mark.parametrize("online_trials", [0, 2])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_pool_resumes_exactly(data: Data, algorithm: str, optimizer: str) -> None:
+def test_a_pool_resumes_exactly(data: Data, online_trials: int, optimizer: str) -> None:
     """Surrogates in the middle of their lives, with their optimisers, are part of a checkpoint."""
     attacker = replace(QUICK, recipe=replace(QUICK.recipe, optimizer=optimizer, lr=0.01, momentum=0.5))
-    options = OPTIONS | POOLED | {"algorithm": algorithm}
+    options = OPTIONS | POOLED | {"online_trials": online_trials}
     whole = list(deepconfuse.steps(data, attacker, **options))
     stops = [p.checkpoint for p in whole if p.checkpoint]
-    assert len(stops) == 7
+    assert len(stops) == 7 + online_trials
     for stop in stops[:-1]:
         rest = list(deepconfuse.steps(data, attacker, **options, resume=stop.state))
         assert rest[-1].done == whole[-1].done == whole[-1].total
@@ -250,6 +250,7 @@ class TestBattery:
         ({"objective": "entropy"}, "unknown objective"),
         ({"label_map": (0, 1)}, "one target for each"),
         ({"trials": 0}, "must be positive"),
+        ({"online_trials": -1}, "must not be negative"),
         ({"pool": 0}, "must be positive"),
         ({"generator_mean": 1.0}, "generator_mean must lie"),
         ({"pool": 2, "algorithm": "1"}, "one surrogate at a time"),

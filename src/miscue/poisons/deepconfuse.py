@@ -9,15 +9,15 @@ The argmin is relaxed to single steps of a surrogate's training (5); looking one
     theta' = theta - alpha * grad_theta L(f_theta(x + g_xi(x)), y)      the pseudo-update
     xi    <- xi + alpha_g * grad_xi L(f_theta'(x), y)                   ascent through theta', second order
 
-`algorithm` chooses between Algorithm 1 (store the trajectory, then ascend along it), Algorithm 2 (ascend a copy xi'
-while the surrogate trains on data poisoned by the frozen xi), and "online", which is ours: nothing is frozen, the
-surrogate trains on what xi' makes at that step, so that one gradient serves its own step and the pseudo-update. With a
-label map eta the ascent becomes descent on L(f_theta'(x), eta(y)) (6).
+`algorithm` chooses between Algorithm 1 (store the trajectory, then ascend along it) and Algorithm 2 (ascend a copy xi'
+while the surrogate trains on data poisoned by the frozen xi). With a label map eta the ascent becomes descent on
+L(f_theta'(x), eta(y)) (6).
 
 Where we differ from the text: clipping passes gradients straight through, and, each an option, the pseudo-update's rate
 alpha is separate from the surrogate's own training rate; a trial may be shorter than a pass over the data; several
-surrogates of different ages may be watched in turns; the generator may start warm, its rate fall, and the mean of its
-latest weights be released; `objective="unlikelihood"` descends on -log(1 - p_y) instead of ascending on -log p_y;
+surrogates of different ages may be watched side by side, each step following the mean of their gradients; the generator
+may start warm and its rate fall; in online trials nothing is frozen, the surrogate trains on what xi' makes at that
+step; the mean of the latest weights may be released; `objective="unlikelihood"` descends on -log(1 - p_y);
 `gradient="difference"` replaces the exact mixed derivative by a finite difference of first-order gradients. The
 defaults are the paper's settings for MNIST. The frozen generator runs in eval mode: the surrogate trains on exactly
 what would be released, but for rounding.
@@ -38,16 +38,17 @@ from miscue.balls import levels
 from miscue.data import Batch, Data, batches, hold_out
 from miscue.errors import InputError, lookup
 from miscue.labels import checked_map
+from miscue.lanes import lanes
 from miscue.measures.accuracy import hit_rate, percent, predictions
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress, packed, unpacked
-from miscue.poisons.lookahead import GRADIENTS, OBJECTIVES, Lookahead, Weights, imitation, likeness, towards
+from miscue.poisons.lookahead import GRADIENTS, OBJECTIVES, Lookahead, Weights, imitation, likeness, rest, towards
 from miscue.poisons.watching import Gradient, Watched, life, make_generators
 from miscue.train import SCHEDULES, Recipe, share, training
 
-Ascend = Callable[[Weights, Batch], tuple[Tensor, ...]]
-"""(theta, batch) -> the slope of the surrogate's loss on the batch as xi' poisons it, once xi' has made its step."""
+Ahead = Callable[[Weights, Batch], tuple[Tensor, ...]]
+"""(theta, batch) -> the slope of the surrogate's loss on the batch as xi' poisons it, once xi' knows its own."""
 
 Shown = Callable[[Batch], Batch]
 """What the surrogate is shown of a clean batch: in general what the frozen xi makes of it."""
@@ -60,7 +61,7 @@ def poisoned(frozen: nn.Module, batch: Batch) -> Batch:
 
 
 def algorithm_1(
-    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ahead: Ahead
 ) -> Iterator[None]:
     """One trial of Algorithm 1: train the surrogate and store its trajectory, then ascend along it."""
     trajectory: list[tuple[Weights, Batch]] = []
@@ -74,18 +75,18 @@ def algorithm_1(
     for _ in training(surrogate, recorded(), optimizer=optimizer):
         pass
     for theta, batch in trajectory:
-        ascend(theta, batch)
+        ahead(theta, batch)
         yield
 
 
 def algorithm_2(
-    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ahead: Ahead
 ) -> Iterator[None]:
     """One trial of Algorithm 2: ascend xi' at theta_i just before the surrogate's step i; nothing is stored."""
 
     def watched() -> Iterator[Batch]:
         for batch in stream:
-            ascend(dict(surrogate.named_parameters()), batch)
+            ahead(dict(surrogate.named_parameters()), batch)
             yield shown(batch)
 
     for _ in training(surrogate, watched(), optimizer=optimizer):
@@ -93,31 +94,31 @@ def algorithm_2(
 
 
 def online(
-    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ascend: Ascend
+    surrogate: nn.Module, stream: Iterable[Batch], optimizer: Optimizer, shown: Shown, ahead: Ahead
 ) -> Iterator[None]:
     """One trial in which the surrogate's own step goes down the slope of the pseudo-update; nothing is frozen."""
     for batch in stream:
-        slopes = ascend(dict(surrogate.named_parameters()), batch)
+        slopes = ahead(dict(surrogate.named_parameters()), batch)
         for parameter, slope in zip(surrogate.parameters(), slopes, strict=True):
             parameter.grad = slope.detach()
         optimizer.step()
         yield
 
 
-ALGORITHMS = {"1": algorithm_1, "2": algorithm_2, "online": online}
+ALGORITHMS = {"1": algorithm_1, "2": algorithm_2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A kind of trial: how it goes, the gradient that xi' follows (none: it rests), whether the images stay clean."""
+    """A kind of trial: how it goes, the gradient that xi' follows, whether the surrogate learns clean images."""
 
     walk: Callable[..., Iterator[None]]
-    gradient: Gradient | None
+    gradient: Gradient
     clean: bool = False
 
 
 WARM_UP = Phase(walk=algorithm_2, gradient=imitation, clean=True)
-REHEARSAL = Phase(walk=algorithm_2, gradient=None)  # shows what the last generator does
+REHEARSAL = Phase(walk=algorithm_2, gradient=rest)  # shows what the last generator does
 
 
 @Poison
@@ -136,6 +137,7 @@ def deepconfuse(
     alpha: float = 0.01,
     warm_up: int = 0,
     warm_up_surrogates: str = "",
+    online_trials: int = 0,
     label_map: tuple[int, ...] | None = None,
     objective: str = "cross-entropy",
     gradient: str = "exact",
@@ -153,8 +155,8 @@ def deepconfuse(
         eps: L-infinity budget on the [0, 1] scale.
         trials: surrogates watched, one after another, each from fresh weights.
         steps: surrogate steps a trial; 0 means the recipe's passes over the data.
-        pool: surrogates watched side by side, in turns, each as long as `steps` but at different ages; whenever one
-            leaves, a trial ends and a fresh one comes in.
+        pool: surrogates watched side by side, on as many threads as there are, each as long as `steps` but at
+            different ages; whenever one leaves, a trial ends and a fresh one comes in.
         generator: a key of GENERATORS.
         generator_lr: Adam's rate for the generator.
         generator_schedule: "constant", or "cosine" (the generator's rate falls to 0 over the trials).
@@ -164,12 +166,13 @@ def deepconfuse(
         warm_up: trials before these in which the generator learns to make a surrogate that learns clean images take
             the images of each class for those of the class that the label map sends there (y - 1 where there is none).
         warm_up_surrogates: networks that take turns in them, with commas between; the attacker's if there is none.
+        online_trials: trials between the two in which nothing is frozen: the surrogate trains on what the ascending
+            generator makes.
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
         reach: how far "difference" looks along the objective's slope, as a share of the surrogate's norm.
-        algorithm: "1" stores each trial's trajectory and ascends along it, "2" ascends alongside, "online" lets the
-            surrogate train on what the ascending generator makes, at three quarters of the cost.
+        algorithm: "1" stores each trial's trajectory and ascends along it, "2" ascends alongside.
         held_out: share of the training data kept aside to measure the damage after each trial.
         patience: stop after this many trials without new damage on held-out data; 0 never stops early.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
@@ -183,16 +186,17 @@ def deepconfuse(
         InputError: an unknown name, a number out of range, a label map that is none.
     """
     levels(eps)
-    if min(trials, steps, warm_up, patience) < 0 or not min(trials + warm_up, pool, generator_lr, alpha, reach) > 0:
-        raise InputError(
-            "trials or warm_up, pool, generator_lr, alpha and reach must be positive, steps and patience not negative"
-        )
+    if min(trials, steps, warm_up, online_trials, patience) < 0:
+        raise InputError("trials, steps, warm_up, online_trials and patience must not be negative")
+    if not min(trials + warm_up + online_trials, pool, generator_lr, alpha, reach) > 0:
+        raise InputError("pool, generator_lr, alpha, reach and the number of all trials must be positive")
     if not 0 <= generator_mean < 1:
         raise InputError(f"generator_mean must lie in [0, 1), got {generator_mean:g}")
     if algorithm == "1" and pool > 1:
-        raise InputError("algorithm 1 watches one surrogate at a time; choose 2 or online for a pool")
+        raise InputError("algorithm 1 watches one surrogate at a time; choose 2 for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
-    main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=lookup(GRADIENTS, gradient, "gradient"))
+    follow = lookup(GRADIENTS, gradient, "gradient")
+    main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=follow)
     drive = lookup(OBJECTIVES, objective, "objective")
     networks = [name.strip() for name in (warm_up_surrogates or attacker.surrogate).split(",")]
     for name in (attacker.surrogate, *networks):
@@ -207,7 +211,7 @@ def deepconfuse(
     per_pass = max(1, len(train) // recipe.batch_size)
     share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
     per_trial = share_of_trial * pool
-    phases = [WARM_UP] * warm_up + [main] * trials + [REHEARSAL]
+    phases = [WARM_UP] * warm_up + [Phase(walk=online, gradient=follow)] * online_trials + [main] * trials + [REHEARSAL]
     total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr, decay=generator_mean)
@@ -225,7 +229,7 @@ def deepconfuse(
         optimizer = recipe.make_optimizer(surrogate)
         look = Lookahead(
             surrogate=surrogate,
-            generator=pair.copy,
+            generator=pair.replica(),
             alpha=alpha,
             objective=drive,
             likeness=torch.tensor(likeness(eta), device=attacker.device),
@@ -236,12 +240,11 @@ def deepconfuse(
         stream = batches(
             train, size=recipe.batch_size, epochs=-(-stays * each // per_pass), dice=dice, channels_last=True
         )
-        rest = islice(stream, over * each, stays * each)
+        left = islice(stream, over * each, stays * each)
         shown = clean if phase.clean else partial(poisoned, pair.frozen)
-        ascend = partial(pair.ascend, phase.gradient, look)
-        return Watched(
-            surrogate=surrogate, optimizer=optimizer, walk=phase.walk(surrogate, rest, optimizer, shown, ascend)
-        )
+        one = Watched(look=look, gradient=phase.gradient, optimizer=optimizer)
+        one.walk = phase.walk(surrogate, left, optimizer, shown, one.ahead)
+        return one
 
     watched: dict[int, Watched] = {}
     for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
@@ -253,15 +256,18 @@ def deepconfuse(
                 watched[slot].load(unpacked(resume or {}, f"watched {slot}"))
         resume = None
         pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(phases))
-        for step in range(per_trial):
-            next(watched[step % size].walk)
-            yield Progress(done=trial * per_trial + step + 1, total=total)
+        side_by_side = [watched[slot] for slot in range(size)]
+        for turn in range(per_trial // size):
+            lanes(Watched.step, side_by_side)
+            pair.ascend(side_by_side)
+            yield Progress(done=trial * per_trial + (turn + 1) * size, total=total)
         if phase.walk is online:
             pair.release()  # it was xi' that the surrogate learned from
-        leaving = watched.pop((trial - begin) % size).surrogate
+        leaving = watched.pop((trial - begin) % size).look.surrogate
         if phases[trial + 1 : trial + 2] != [phase]:
             watched.clear()
-        measures = {} if phase.clean else damage(leaving, kept, label_map)
+        grown = trial - begin >= size - 1
+        measures = damage(leaving, kept, label_map) if grown and not phase.clean else {}
         pair.judge(measures.get("damage"))
         pair.release()
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})

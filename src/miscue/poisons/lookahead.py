@@ -108,6 +108,11 @@ def imitation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     return Slopes(theta=(), xi=torch.autograd.grad(loss, list(look.generator.parameters())))
 
 
+def rest(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """No step at all: the generator stays as it is."""
+    return Slopes(theta=(), xi=())
+
+
 def clipped(x: Tensor) -> Tensor:
     """clip(x, 0, 1), whose gradient passes straight through: noise that the border of [0, 1] cuts off can come back."""
     return x + (x.clamp(0, 1) - x).detach()

@@ -5,9 +5,9 @@ Both know all that a checkpoint needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +38,24 @@ class Generators:
     age: int = 0
     trial: int = 0
 
-    def ascend(self, gradient: Gradient | None, look: Lookahead, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
-        """One step of xi' along `gradient`, if there is one; returns the slope at theta."""
-        if gradient is None:
-            return ()
-        slopes = gradient(look, theta, batch)
-        for parameter, slope in zip(self.copy.parameters(), slopes.xi, strict=True):
-            parameter.grad = slope
+    def replica(self) -> nn.Module:
+        """xi' with running statistics of its own, so that several threads may use it; the parameters are the same."""
+        return deepcopy(self.copy, {id(p): p for p in self.copy.parameters()})
+
+    def ascend(self, watched: Sequence[Watched]) -> None:
+        """One step of xi' along the mean of the slopes that the surrogates' last steps found, if they found any."""
+        if not all(one.slopes.xi for one in watched):
+            return
+        for parameter, *slopes in zip(self.copy.parameters(), *(one.slopes.xi for one in watched), strict=True):
+            parameter.grad = torch.stack(slopes).mean(0)
         self.adam.step()
+        for own, *others in zip(self.copy.buffers(), *(one.look.generator.buffers() for one in watched), strict=True):
+            mean = torch.stack(others).sum(0) / len(others)
+            for buffer in (own, *others):
+                buffer.copy_(mean)
         for name, tensor in self.copy.state_dict().items():
             mean = self.mean[name]
             mean.lerp_(tensor, 1 - self.decay) if tensor.is_floating_point() else mean.copy_(tensor)
-        return slopes.theta
 
     def release(self) -> None:
         """xi <- xi', or rather its running mean."""
@@ -111,22 +117,33 @@ def make_generators(plan: Plan, attacker: Attacker, *, lr: float, decay: float) 
     return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, mean=mean, decay=decay, best=best)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Watched:
-    """A surrogate under watch, its optimiser, and the rest of its walk through its batches."""
+    """A surrogate under watch, its optimiser, the rest of its walk through its batches, what its last step found."""
 
-    surrogate: nn.Module
+    look: Lookahead
+    gradient: Gradient
     optimizer: Optimizer
-    walk: Iterator[None]
+    walk: Iterator[None] = field(init=False)
+    slopes: Slopes = field(init=False)
+
+    def ahead(self, theta: Weights, batch: Batch) -> tuple[Tensor, ...]:
+        """Look ahead from theta and keep what is found; returns the slope at theta."""
+        self.slopes = self.gradient(self.look, theta, batch)
+        return self.slopes.theta
+
+    def step(self) -> None:
+        """One step of the surrogate's walk."""
+        next(self.walk)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that going on with it needs."""
-        return packed(model=self.surrogate.state_dict(), optimizer=optimizer_tensors(self.optimizer.state_dict()))
+        return packed(model=self.look.surrogate.state_dict(), optimizer=optimizer_tensors(self.optimizer.state_dict()))
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`; does nothing where it is empty."""
         if state:
-            self.surrogate.load_state_dict(unpacked(state, "model"))
+            self.look.surrogate.load_state_dict(unpacked(state, "model"))
             slots = optimizer_state(self.optimizer.state_dict(), unpacked(state, "optimizer"))
             self.optimizer.load_state_dict(slots)
 
