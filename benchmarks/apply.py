@@ -11,6 +11,7 @@ import resource
 
 from common import interleaved, record
 from miscue.dice import Dice
+from miscue.marks import Generated
 from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
@@ -22,10 +23,12 @@ SIZES = (1_000, 10_000, 60_000)
 
 def main() -> None:
     """Time all sizes in turn; the ratio is the cost an image against that of the smallest set."""
-    images = read("mnist").train.images
+    data = read("mnist").train
+    images, labels = data.images, data.labels
     plan = Plan(name="encoder-decoder", shape=(1, 28, 28), options={"eps": 0.3})
-    perturbation = Perturbation(generator=placed(build(plan, Dice(0)), "cpu"), plan=plan, eps=0.3)
-    times = interleaved({str(n): lambda n=n: perturbation.images(images[:n]) for n in SIZES}, rounds=ROUNDS, warm=1)
+    perturbation = Perturbation(mark=Generated(generator=placed(build(plan, Dice(0)), "cpu"), plan=plan), eps=0.3)
+    cases = {str(n): lambda n=n: perturbation.images(images[:n], labels[:n]) for n in SIZES}
+    times = interleaved(cases, rounds=ROUNDS, warm=1)
     for n in SIZES:
         each = [seconds / n for seconds in times[str(n)]]
         ratios = sorted(a * 1000 / b for a, b in zip(each, times["1000"], strict=True))

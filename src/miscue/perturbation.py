@@ -2,67 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from miscue.balls import released
 from miscue.data import Data, floats
-from miscue.errors import InputError
-from miscue.models.networks import device_of, placed
-from miscue.models.store import Plan, load_tensors, restore, save_tensors
+from miscue.errors import lookup
+from miscue.marks import MARKS, Mark
+from miscue.models.store import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
-    """A trained noise generator with its budget.
+    """A mark with its budget.
 
-    generator: x (n, c, h, w) in [0, 1] -> noise in [-eps, eps]; plan: how to rebuild it.
+    mark: what is put on images.
     eps: the L-infinity budget on the [0, 1] scale, kept after rounding to 8 bits.
+    device: where the mark lies.
     settings: method, options and seed as plain data.
     """
 
-    generator: nn.Module
-    plan: Plan
+    mark: Mark
     eps: float
+    device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, data: Data) -> Data:
-        """A poisoned copy: same labels, names and order; no pixel moved by more than eps."""
-        return data.with_images(self.images(data.images))
-
-    @torch.no_grad()
-    def images(self, images: Tensor, *, chunk: int = 512) -> Tensor:
-        """Poison uint8 images (n, c, h, w), `chunk` at a time: extra memory does not grow with n.
+        """A poisoned copy: same labels, names and order; no pixel moved by more than eps.
 
         Raises:
-            InputError: the images' channels differ from those the generator was made for.
+            InputError: the mark was made for images of another shape or other classes.
         """
-        if images.shape[1] != self.plan.shape[0]:
-            raise InputError(
-                f"this perturbation is for {self.plan.shape[0]} channels, the images have {images.shape[1]}"
-            )
-        self.generator.eval()
-        device = device_of(self.generator)
+        self.mark.check(data.shape, len(data.classes))
+        return data.with_images(self.images(data.images, data.labels))
+
+    @torch.no_grad()
+    def images(self, images: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
+        """Poison uint8 images (n, c, h, w), `chunk` at a time: extra memory does not grow with n."""
         out = torch.empty_like(images)
         for start in range(0, len(images), chunk):
-            clean = images[start : start + chunk].to(device)
-            x = floats(clean, channels_last=True)
-            out[start : start + chunk] = released(x + self.generator(x), clean, self.eps)
+            part = slice(start, start + chunk)
+            clean = images[part].to(self.device)
+            marked = self.mark(floats(clean, channels_last=True), labels[part].to(self.device))
+            out[part] = released(marked, clean, self.eps)
         return out
+
+    def to(self, device: str | torch.device) -> Perturbation:
+        """The same perturbation, working on `device`."""
+        return replace(self, mark=self.mark.to(device), device=str(device))
 
     def save(self, path: Path) -> None:
         """Write to one safetensors file, atomically."""
-        tensors = self.generator.state_dict()
-        save_tensors(path, tensors, kind="perturbation", plan=asdict(self.plan), eps=self.eps, settings=self.settings)
+        tensors, facts = self.mark.packed()
+        (name,) = (name for name, kind in MARKS.items() if isinstance(self.mark, kind))
+        save_tensors(path, tensors, kind="perturbation", mark=name, eps=self.eps, settings=self.settings, **facts)
 
     @staticmethod
     def load(path: Path) -> Perturbation:
         """Read what `save` wrote; InputError where the file is missing, damaged or of another kind."""
         tensors, facts = load_tensors(path, kind="perturbation")
-        plan = Plan(**facts["plan"])
-        generator = placed(restore(plan, tensors, path), "cpu")
-        return Perturbation(generator=generator, plan=plan, eps=facts["eps"], settings=facts["settings"])
+        mark = lookup(MARKS, facts["mark"], "mark").unpacked(tensors, facts, path)
+        return Perturbation(mark=mark, eps=facts["eps"], settings=facts["settings"])

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import Tensor
 
@@ -248,8 +249,7 @@ def apply(
     """Apply a saved perturbation to a data set, or to a folder of new images in constant memory (--part all)."""
     with console.guarded(debug=debug):
         refuse_request(out, share=share, layout=layout, overwrite=overwrite)
-        kept = Perturbation.load(perturbation)
-        kept.generator.to(device(device_, threads))
+        kept = Perturbation.load(perturbation).to(device(device_, threads))
         parts = lookup({"train": ("train",), "test": ("test",), "both": ("train", "test"), "all": ()}, part, "part")
         facts = {"perturbation": perturbation.name, **kept.settings}
         if parts:
@@ -283,11 +283,15 @@ def stream_through(
     if recognise(source) != "folder":
         raise InputError(f"{source} is not an image folder; --part all is for those")
     measured, count = 0.0, 0
+    classes: dict[str, int] = {}
 
     def poisoned() -> Iterator[tuple[str, Tensor]]:
         nonlocal measured, count
-        for name, _, image in stream(source, channels=perturbation.plan.shape[0], resize=resize):
-            changed = perturbation.images(image[None])[0]
+        for name, class_name, image in stream(source, channels=perturbation.mark.channels, resize=resize):
+            label = classes.setdefault(class_name, len(classes))
+            channels, height, width = image.shape
+            perturbation.mark.check((channels, height, width), len(classes))
+            changed = perturbation.images(image[None], torch.tensor([label]))[0]
             measured, count = max(measured, linf(changed, image)), count + 1
             yield name, changed
 

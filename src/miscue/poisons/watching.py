@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from miscue.data import Batch
+from miscue.marks import Generated
 from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, build
 from miscue.perturbation import Perturbation
@@ -99,7 +100,8 @@ class Generators:
         """The best generator as a perturbation of its own."""
         generator = deepcopy(self.frozen)
         generator.load_state_dict(self.best)
-        return Perturbation(generator=generator.eval(), plan=self.plan, eps=eps)
+        mark = Generated(generator=generator.eval(), plan=self.plan)
+        return Perturbation(mark=mark, eps=eps, device=str(device_of(generator)))
 
 
 def weights_of(model: nn.Module) -> Weights:
