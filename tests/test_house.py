@@ -12,13 +12,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 # From the ground to the roof; a room may import its own floor and those below.
 FLOORS = [
     {"errors"},
-    {"dice", "files", "images", "balls", "labels", "lanes"},
+    {"dice", "files", "images", "balls", "labels", "lanes", "workers"},
     {"data"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
     {"readers", "writers", "marks"},
-    {"perturbation"},
-    {"poisons", "victims"},
+    {"perturbation", "victims"},
+    {"population"},
+    {"poisons"},
     {"evaluation"},
     {"run"},
     {"report"},

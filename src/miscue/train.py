@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -19,6 +19,9 @@ from miscue.optimizers import OPTIMIZERS
 
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SCHEDULES = ("constant", "cosine")
+
+Shown = Callable[[Batch], Batch]
+"""What a model is shown of a batch drawn from the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +105,31 @@ def training(
         yield Step(number=number, loss=value.detach(), batch=batch)
 
 
-def fitting(model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain) -> Iterator[Epoch]:
+def fitting(
+    model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain, shown: Shown | None = None
+) -> Iterator[Epoch]:
     """Train `model` in place by `recipe`, yielding after every epoch. `data` and `model` lie on the same device.
+
+    `shown` changes each batch before the model sees it.
 
     Raises:
         InputError: the loss stopped being a finite number.
     """
-    optimizer = recipe.make_optimizer(model)
-    per_epoch = max(1, len(data) // recipe.batch_size)
     stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True)
-    placed(model, data.images.device).train()
-    total = torch.zeros((), device=data.images.device)
+    placed(model, data.images.device)
+    yield from scheduled(model, map(shown, stream) if shown else stream, recipe, len(data), loss=loss)
+
+
+def scheduled(
+    model: nn.Module, stream: Iterable[Batch], recipe: Recipe, images: int, *, loss: Loss = plain
+) -> Iterator[Epoch]:
+    """Train `model` in place on the batches of `stream`, made from so many images, as `fitting` does."""
+    optimizer = recipe.make_optimizer(model)
+    per_epoch = max(1, images // recipe.batch_size)
+    model.train()
+    total: Tensor | float = 0.0
     for step in training(model, stream, optimizer=optimizer, loss=loss, precision=recipe.precision):
-        total += step.loss
+        total = total + step.loss
         done = step.number + 1
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(done / (per_epoch * recipe.epochs))
@@ -125,13 +140,15 @@ def fitting(model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: L
             model.eval()
             yield Epoch(number=done // per_epoch, loss=mean)
             model.train()
-            total.zero_()
+            total = 0.0
     model.eval()
 
 
-def fit(model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain) -> nn.Module:
+def fit(
+    model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain, shown: Shown | None = None
+) -> nn.Module:
     """Train `model` in place by `recipe` to the end and return it in eval mode."""
-    for _ in fitting(model, data, recipe, dice, loss=loss):
+    for _ in fitting(model, data, recipe, dice, loss=loss, shown=shown):
         pass
     return model
 

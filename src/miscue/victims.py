@@ -11,7 +11,7 @@ from miscue.data import Data
 from miscue.dice import Dice
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
-from miscue.train import Epoch, Recipe, fitting
+from miscue.train import Epoch, Recipe, Shown, fitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,15 @@ class Victim:
         """Fresh weights on `device`."""
         return placed(build(self.plan(data), dice), device)
 
-    def learning(self, model: nn.Module, data: Data, dice: Dice) -> Iterator[Epoch]:
+    def learning(self, model: nn.Module, data: Data, dice: Dice, *, shown: Shown | None = None) -> Iterator[Epoch]:
         """Train `model` in place; yields after every epoch with the model in eval mode."""
-        return fitting(model, data, self.recipe, dice.named("training"))
+        return fitting(model, data, self.recipe, dice.named("training"), shown=shown)
 
-    def __call__(self, data: Data, dice: Dice, *, device: str = "cpu") -> nn.Module:
+    def __call__(self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None) -> nn.Module:
         """A model trained on `data` from fresh weights, in eval mode."""
         data = data.to(device)
         model = self.untrained(data, dice, device=device)
-        for _ in self.learning(model, data, dice):
+        for _ in self.learning(model, data, dice, shown=shown):
             pass
         return model
 

@@ -32,10 +32,15 @@ class Conv2d(nn.Conv2d):
 class Correlate(Function):
     """x (n, 1, h, w), weight (o, 1, k, l) -> (n, o, h - k + 1, w - l + 1), channels last."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight).contiguous(memory_format=torch.channels_last)
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as vmap has it
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -50,9 +55,10 @@ class Correlate(Function):
 class Spread(Function):
     """The transpose of `Correlate` in x: (n, o, h', w'), weight (o, 1, k, l) -> (n, 1, h' + k - 1, w' + l - 1)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, slope: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(slope, weight)
+    def forward(slope: Tensor, weight: Tensor) -> Tensor:
         (n, o, height, width), (tall, wide) = slope.shape, weight.shape[2:]
         pixels = slope.permute(0, 2, 3, 1).reshape(-1, o)
         shares = (weight.flatten(1).t() @ pixels.t()).reshape(tall, wide, n, height, width)
@@ -61,6 +67,10 @@ class Spread(Function):
             for j in range(wide):
                 image[:, i : i + height, j : j + width] += shares[i, j]
         return image[:, None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:

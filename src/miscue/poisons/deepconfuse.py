@@ -45,13 +45,10 @@ from miscue.models.store import Plan, build
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress, packed, unpacked
 from miscue.poisons.lookahead import GRADIENTS, OBJECTIVES, Lookahead, Weights, imitation, likeness, rest, towards
 from miscue.poisons.watching import Gradient, Watched, life, make_generators
-from miscue.train import SCHEDULES, Recipe, share, training
+from miscue.train import SCHEDULES, Recipe, Shown, share, training
 
 Ahead = Callable[[Weights, Batch], tuple[Tensor, ...]]
 """(theta, batch) -> the slope of the surrogate's loss on the batch as xi' poisons it, once xi' knows its own."""
-
-Shown = Callable[[Batch], Batch]
-"""What the surrogate is shown of a clean batch: in general what the frozen xi makes of it."""
 
 
 def poisoned(frozen: nn.Module, batch: Batch) -> Batch:

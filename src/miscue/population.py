@@ -1,0 +1,162 @@
+"""Training many victims at once: the repeats of a row, or the candidates of a search.
+
+Each gets what a fit of its own would give it, to rounding: its own weights, order of batches, and pixels, which are
+written into the batch, so that there is one copy of the data however many the candidates. On a CPU they are trained by
+single-threaded processes side by side, on a GPU as one batched program over stacked parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn import functional as F
+
+from miscue.data import Batch, Data, batches
+from miscue.dice import Dice
+from miscue.marks import Pixels
+from miscue.train import scheduled
+from miscue.victims import Victim
+from miscue.workers import LostWorkerError, Workers, cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One victim of a population, its dice, and the pixels in its training images, if any."""
+
+    victim: Victim
+    dice: Dice
+    mark: Pixels | None = None
+
+
+Then = Callable[..., Any]
+"""(model, *sets) -> what is to be known of a trained model; a function of a module, as it may run elsewhere."""
+
+FitMany = Callable[..., Iterator[tuple[int, Any]]]
+"""(members, then) -> (position, then(model, *sets)) of each, in the order in which they are done."""
+
+
+@contextmanager
+def population(*sets: Data, device: str = "cpu", processes: int = 0) -> Iterator[FitMany]:
+    """`fit_many` for a machine: train members on the first of `sets`, tell something of each on all of them.
+
+    Args:
+        sets: the training set, and whatever `then` needs.
+        device: on a GPU all members are one program; on the CPU they are processes side by side.
+        processes: how many; 0 means one for each processor. With one, members are trained one after another here.
+
+    Yields:
+        fit_many(members, then=...), to be used any number of times. A member whose process dies twice gives a
+        LostWorkerError instead.
+    """
+    if torch.device(device).type != "cpu":
+        yield partial(stacked_fits, tuple(one.to(device) for one in sets))
+        return
+    with Workers(sets, processes or cores()) as workers:
+        yield partial(separate_fits, workers)
+
+
+def keep(model: nn.Module, *sets: Data) -> nn.Module:
+    """The trained model itself."""
+    return model
+
+
+def fit_many(data: Data, members: Sequence[Member], *, device: str = "cpu", processes: int = 0) -> list[nn.Module]:
+    """The trained models of all members, in eval mode.
+
+    Raises:
+        LostWorkerError: a worker process died twice over the same member.
+    """
+    with population(data, device=device, processes=processes) as fit:
+        done = dict(fit(members))
+    for model in done.values():
+        if isinstance(model, LostWorkerError):
+            raise model
+    return [done[i] for i in range(len(members))]
+
+
+def separate_fits(workers: Workers, members: Sequence[Member], *, then: Then = keep) -> Iterator[tuple[int, Any]]:
+    """One fit for each member, by whichever worker is free."""
+    return workers.map(partial(_fit, then), members)
+
+
+def _fit(then: Then, sets: tuple[Data, ...], member: Member) -> Any:
+    model = member.victim(sets[0], member.dice, shown=member.mark.on if member.mark else None)
+    return then(model, *sets)
+
+
+def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: Then = keep) -> Iterator[tuple[int, Any]]:
+    """One batched program for all members of a victim: parameters, images and losses have a first axis for them."""
+    data = sets[0]
+    numbered = list(enumerate(members))
+    for victim, group in groupby(numbered, key=lambda pair: pair[1].victim):
+        places, these = zip(*group, strict=True)
+        models = [victim.untrained(data, member.dice, device=str(data.images.device)) for member in these]
+        stack = Stacked(models)
+        stream = side_by_side(data, these)
+        for _ in scheduled(stack, stream, victim.recipe, len(data), loss=summed):
+            pass
+        for place, model in zip(places, stack.separate(), strict=True):
+            yield place, then(model, *sets)
+
+
+def side_by_side(data: Data, members: Sequence[Member]) -> Iterator[Batch]:
+    """The next batch of each member, stacked: x (k, n, c, h, w), y (k, n), index (k, n)."""
+    recipe = members[0].victim.recipe
+    streams = []
+    for member in members:
+        own = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=member.dice.named("training"))
+        streams.append(map(member.mark.to(data.images.device).on, own) if member.mark else own)
+    for row in zip(*streams, strict=True):
+        x, y, index = (torch.stack(parts) for parts in zip(*((b.x, b.y, b.index) for b in row), strict=True))
+        yield Batch(x=x, y=y, index=index)
+
+
+def summed(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of the members' mean losses: each member's gradient is that of its own loss."""
+    scores = model(batch.x)
+    return F.cross_entropy(scores.flatten(0, 1), batch.y.flatten(), reduction="sum") / batch.y.shape[1]
+
+
+class Stacked(nn.Module):
+    """Models of one architecture as a single module: (k, n, c, h, w) -> scores (k, n, classes)."""
+
+    def __init__(self, models: Sequence[nn.Module]):
+        super().__init__()
+        self.models = list(models)
+        parameters, buffers = stack_module_state(self.models)
+        self.names = {name: name.replace(".", "-") for name in (*parameters, *buffers)}
+        for name, tensor in parameters.items():
+            self.register_parameter(self.names[name], nn.Parameter(tensor.detach()))
+        for name, tensor in buffers.items():
+            self.register_buffer(self.names[name], tensor)
+        self.one = [deepcopy(self.models[0]).to("meta")]  # in a list: its own parameters are none of ours
+
+    def train(self, mode: bool = True) -> Stacked:
+        """Training mode for all members."""
+        self.one[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every member on its own images."""
+        state = {name: getattr(self, own) for name, own in self.names.items()}
+
+        def member(state: dict[str, Tensor], x: Tensor) -> Tensor:
+            scores: Tensor = functional_call(self.one[0], state, (x,))
+            return scores
+
+        return torch.vmap(member, randomness="different")(state, x)
+
+    def separate(self) -> Iterator[nn.Module]:
+        """The members as models of their own, in eval mode."""
+        for i, model in enumerate(self.models):
+            model.load_state_dict({name: getattr(self, own)[i] for name, own in self.names.items()})
+            yield model.eval()

@@ -1,0 +1,96 @@
+"""Single-threaded worker processes side by side. One that dies is replaced, and its job is tried once more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_shared: Any = None
+
+
+class LostWorkerError(RuntimeError):
+    """A worker process died twice over the same job."""
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """`processes` processes of one thread each, alive between calls, who all know `shared`.
+
+    Tensors in `shared` lie in shared memory: there is one copy of a data set, however many the workers. With one
+    process, jobs run in this one. A script that uses more needs `if __name__ == "__main__":` around its main part,
+    since each worker imports it.
+    """
+
+    def __init__(self, shared: Any, processes: int):
+        self.shared = shared
+        self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        self.processes = processes if processes > 1 else 0
+        for _ in range(self.processes):
+            self.idle.put(self._worker())
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while not self.idle.empty():
+            self.idle.get().shutdown(cancel_futures=True)
+
+    def map(self, job: Callable[[Any, T], R], items: Sequence[T]) -> Iterator[tuple[int, R | LostWorkerError]]:
+        """(position, job(shared, item)) of all items, in the order in which they are done.
+
+        `job` is a function of a module. One whose worker dies twice gives a LostWorkerError; errors of its own are
+        raised.
+        """
+        if not self.processes:
+            yield from ((i, job(self.shared, item)) for i, item in enumerate(items))
+            return
+        with ThreadPoolExecutor(self.processes) as errands:
+            errand = {errands.submit(self._run, job, item): i for i, item in enumerate(items)}
+            try:
+                for done in as_completed(errand):
+                    yield errand[done], done.result()
+            finally:
+                for one in errand:
+                    one.cancel()
+
+    def _run(self, job: Callable[[Any, T], R], item: T) -> R | LostWorkerError:
+        worker = self.idle.get()
+        try:
+            for _ in range(2):
+                try:
+                    return worker.submit(_job, job, item).result()
+                except BrokenProcessPool as error:
+                    lost = LostWorkerError(f"a worker process died twice over the same job: {error}")
+                    worker.shutdown()
+                    worker = self._worker()
+            return lost
+        finally:
+            self.idle.put(worker)
+
+    def _worker(self) -> ProcessPoolExecutor:
+        context = torch.multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self.shared,))
+
+
+def _begin(shared: Any) -> None:
+    global _shared
+    torch.set_num_threads(1)
+    _shared = shared
+
+
+def _job(job: Callable[[Any, T], R], item: T) -> R:
+    return job(_shared, item)
