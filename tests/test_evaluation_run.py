@@ -14,7 +14,7 @@ from conftest import striped
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evaluation import Arena, arenas, cell, summary, with_epochs
+from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell, with_epochs
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, deepconfuse
 from miscue.run import craft, evaluate, fingerprint, lines
@@ -39,7 +39,7 @@ def pair(data: Data) -> tuple[Arena, Arena]:
 
 def run_cell(arena: Arena, **changed: object) -> dict:
     victim = Victim(network="cnn-small", recipe=Recipe(lr=0.05, epochs=5, batch_size=32))
-    return list(cell(arena, victim, "v", 0, label_map=(2, 0, 1), device="cpu"))[-1].cell
+    return whole_cell([Contest(arena=arena, name="v", victim=victim, seed=0, label_map=(2, 0, 1), device="cpu")], 0)
 
 
 def test_a_known_poison_gives_the_known_numbers(pair: tuple[Arena, Arena]) -> None:
@@ -79,7 +79,7 @@ def test_sets_that_do_not_belong_together_are_refused(data: Data) -> None:
 
 def test_plain_nets_have_no_batch_statistics(pair: tuple[Arena, Arena]) -> None:
     victim = with_epochs(VICTIMS["cnn-plain"], 1)
-    measured = list(cell(pair[0], victim, "v", 0, label_map=None, device="cpu"))[-1].cell
+    measured = whole_cell([Contest(arena=pair[0], name="v", victim=victim, seed=0, label_map=None, device="cpu")], 0)
     assert measured["test_accuracy_batch_statistics"] is None
     assert measured["hit_rate"] is None
 
@@ -98,9 +98,9 @@ def test_summary_is_mean_and_sample_deviation() -> None:
     assert (rows[0]["n"], rows[0]["seconds"]) == (3, 6)
 
 
-def evaluating(folder: Path, pair: tuple[Arena, Arena], **changes: object) -> Iterator[object]:
+def evaluating(folder: Path, pair: tuple[Arena, Arena], *, jobs: int = 1, **changes: object) -> Iterator[object]:
     settings = {"clean": "striped", "eps": 0.3, "device": "cpu", "commit": None, "command": "test", "kind": "evaluate"}
-    asked = {"repeats": 2, "seed": 0, "label_map": None, "device": "cpu"}
+    asked = {"repeats": 2, "seed": 0, "label_map": None, "device": "cpu", "jobs": jobs}
     return evaluate(folder, settings | changes, pair, VICTIM, **asked)
 
 
@@ -192,3 +192,17 @@ def test_lines_are_whole_lines(tmp_path: Path) -> None:
     assert lines(path) == []
     path.write_text(json.dumps({"a": 1}) + "\n" + '{"a": ')
     assert lines(path) == [{"a": 1}]
+
+
+def test_jobs_side_by_side_give_the_same_cells(tmp_path: Path, pair: tuple[Arena, Arena]) -> None:
+    torch.set_num_threads(1)
+    done = {jobs: list(evaluating(tmp_path / str(jobs), pair, jobs=jobs)) for jobs in (1, 2)}
+    assert done[1][-1].done == done[2][-1].done == done[2][-1].total
+
+    def cells(jobs: int) -> list[dict]:
+        found = stripped(tmp_path / str(jobs) / "cells.jsonl")
+        return sorted(found, key=lambda one: (one["seed"], one["condition"]))
+
+    assert len(cells(1)) == 4
+    assert cells(1) == cells(2)
+    assert stripped(tmp_path / "2" / "records.jsonl")

@@ -90,15 +90,31 @@ class Progress:
     cell: dict[str, Any] | None = None
 
 
-def cell(
-    arena: Arena, victim: Victim, name: str, seed: int, *, label_map: Sequence[int] | None, device: str
-) -> Iterator[Progress]:
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """One cell: a victim by its name and a seed in an arena."""
+
+    arena: Arena
+    name: str
+    victim: Victim
+    seed: int
+    label_map: Sequence[int] | None
+    device: str
+
+    @property
+    def epochs(self) -> int:
+        """Its length."""
+        return self.victim.recipe.epochs
+
+
+def cell(contest: Contest) -> Iterator[Progress]:
     """Train one victim in one condition and measure it; the last Progress carries the cell as plain data."""
     started = time.monotonic()
-    dice = Dice(seed).named("victim", name)
-    train = arena.train.to(device)
-    model = victim.untrained(train, dice, device=device)
-    epochs, curve = victim.recipe.epochs, []
+    arena, victim, epochs = contest.arena, contest.victim, contest.epochs
+    dice = Dice(contest.seed).named("victim", contest.name)
+    train = arena.train.to(contest.device)
+    model = victim.untrained(train, dice, device=contest.device)
+    curve = []
     for epoch in victim.learning(model, train, dice):
         curve.append(
             {
@@ -109,9 +125,16 @@ def cell(
             }
         )
         yield Progress(done=epoch.number, total=epochs)
-    facts = {"condition": arena.condition, "victim": name, "seed": seed}
-    measured = measure(model, arena, label_map=label_map) | {"curve": curve}
+    facts = {"condition": arena.condition, "victim": contest.name, "seed": contest.seed}
+    measured = measure(model, arena, label_map=contest.label_map) | {"curve": curve}
     yield Progress(done=epochs, total=epochs, cell=facts | measured | {"seconds": time.monotonic() - started})
+
+
+def whole_cell(contests: Sequence[Contest], number: int) -> dict[str, Any]:
+    """One of the contests from beginning to end."""
+    *_, last = cell(contests[number])
+    assert last.cell is not None
+    return last.cell
 
 
 def measure(model: nn.Module, arena: Arena, *, label_map: Sequence[int] | None) -> dict[str, Any]:

@@ -19,11 +19,12 @@ import torch
 
 from miscue.data import Data
 from miscue.errors import InputError
-from miscue.evaluation import Arena, cell, summary
+from miscue.evaluation import Arena, Contest, cell, summary, whole_cell
 from miscue.files import atomic, write_json
 from miscue.models.store import load_tensors, save_tensors
 from miscue.poisons import Attacker, Poison
 from miscue.victims import Victim
+from miscue.workers import LostWorkerError, Workers
 from miscue.writers import versions
 
 
@@ -133,8 +134,11 @@ def evaluate(
     seed: int,
     label_map: Sequence[int] | None,
     device: str,
+    jobs: int = 1,
 ) -> Iterator[Tick]:
     """Fill the run folder: one cell for each victim, condition and seed that is not there yet, then the records.
+
+    With more than one job, cells are worked on by so many single-threaded processes side by side.
 
     run.json holds the settings, cells.jsonl a line a trained victim, records.jsonl the means.
 
@@ -152,22 +156,36 @@ def evaluate(
     rewrite(log, cells)
     have = {(one["victim"], one["condition"], one["seed"]) for one in cells}
     todo = [
-        (name, arena, seed + repeat)
+        Contest(arena=arena, name=name, victim=victims[name], seed=seed + repeat, label_map=label_map, device=device)
         for repeat in range(repeats)
         for name in victims
         for arena in arenas
         if (name, arena.condition, seed + repeat) not in have
     ]
-    total = sum(victims[name].recipe.epochs for name, _, _ in todo)
-    done = 0
-    for name, arena, number in todo:
-        for progress in cell(arena, victims[name], name, number, label_map=label_map, device=device):
-            if progress.cell is not None:
-                append(log, progress.cell)
-                cells.append(progress.cell)
-            yield Tick(done=done + progress.done, total=total, fact=progress.cell)
-        done += victims[name].recipe.epochs
+    for tick in worked(todo, jobs):
+        if tick.fact is not None:
+            append(log, tick.fact)
+            cells.append(tick.fact)
+        yield tick
     rewrite(folder / "records.jsonl", records(cells, settings))
+
+
+def worked(todo: Sequence[Contest], jobs: int) -> Iterator[Tick]:
+    """Work on all contests, by epochs one after another or whole ones side by side."""
+    total = sum(one.epochs for one in todo)
+    done = 0
+    if jobs == 1:
+        for one in todo:
+            for progress in cell(one):
+                yield Tick(done=done + progress.done, total=total, fact=progress.cell)
+            done += one.epochs
+        return
+    with Workers(todo, jobs) as workers:
+        for number, fact in workers.map(whole_cell, range(len(todo))):
+            if isinstance(fact, LostWorkerError):
+                raise InputError(f"{fact}; is there memory enough for {jobs} jobs?")
+            done += todo[number].epochs
+            yield Tick(done=done, total=total, fact=fact)
 
 
 IDENTITY = ("kind", "clean_sha256", "poisoned_sha256", "victims", "label_map", "eps")

@@ -35,6 +35,7 @@ from miscue.report import page
 from miscue.run import evaluate as evaluate_run
 from miscue.run import fingerprint, lines, provenance, save_samples
 from miscue.victims import VICTIMS
+from miscue.workers import cores
 
 TEST_SHARE = Annotated[
     float | None,
@@ -66,6 +67,9 @@ def evaluate(
     seed: SEED = 0,
     device_: DEVICE = "auto",
     threads: THREADS = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Victims trained side by side on a CPU; 0: as many as processors.", min=0)
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: POISONED.run.", show_default=False)] = None,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
@@ -93,6 +97,7 @@ def evaluate(
             perturbation=perturbation or folder_beside(Path(poisoned)) / "perturbation.safetensors",
             seed=seed,
             device=where,
+            jobs=jobs,
         )
         if json_:
             for record in lines(folder / "records.jsonl"):
@@ -113,6 +118,7 @@ def evaluate_sets(
     perturbation: Path,
     seed: int,
     device: str,
+    jobs: int = 0,
 ) -> None:
     """Evaluate into `folder` and write its page."""
     if clean.test is None:
@@ -146,7 +152,15 @@ def evaluate_sets(
         shutil.copyfile(crafted, folder / "craft.jsonl")
     save_samples(folder / "samples.npz", clean.train, poisoned.train, eps)
     ticks = evaluate_run(
-        folder, settings, conditions, chosen, repeats=repeats, seed=seed, label_map=targets, device=device
+        folder,
+        settings,
+        conditions,
+        chosen,
+        repeats=repeats,
+        seed=seed,
+        label_map=targets,
+        device=device,
+        jobs=1 if device != "cpu" else jobs or cores(),
     )
     console.follow(ticks, "evaluating", cell_words)
     console.say(f"{page.write(folder)}: the page")
