@@ -14,16 +14,16 @@ from conftest import striped
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell, with_epochs
+from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, deepconfuse
 from miscue.run import craft, evaluate, fingerprint, lines
 from miscue.train import Recipe
-from miscue.victims import VICTIMS, Victim
+from miscue.victims import Victim, victim
 
 QUICK = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 OPTIONS = {"trials": 3, "steps": 4, "alpha": 0.3, "generator_lr": 1e-3}
-VICTIM = {"cnn-small": with_epochs(VICTIMS["cnn-small"], 2)}
+VICTIM = {"cnn-small": victim("cnn-small", 2)}
 
 
 def mislabelled(data: Data) -> Data:
@@ -38,8 +38,8 @@ def pair(data: Data) -> tuple[Arena, Arena]:
 
 
 def run_cell(arena: Arena, **changed: object) -> dict:
-    victim = Victim(network="cnn-small", recipe=Recipe(lr=0.05, epochs=5, batch_size=32))
-    return whole_cell([Contest(arena=arena, name="v", victim=victim, seed=0, label_map=(2, 0, 1), device="cpu")], 0)
+    one = Victim(network="cnn-small", recipe=Recipe(lr=0.05, epochs=5, batch_size=32))
+    return whole_cell([Contest(arena=arena, name="v", victim=one, seed=0, label_map=(2, 0, 1), device="cpu")], 0)
 
 
 def test_a_known_poison_gives_the_known_numbers(pair: tuple[Arena, Arena]) -> None:
@@ -78,8 +78,8 @@ def test_sets_that_do_not_belong_together_are_refused(data: Data) -> None:
 
 
 def test_plain_nets_have_no_batch_statistics(pair: tuple[Arena, Arena]) -> None:
-    victim = with_epochs(VICTIMS["cnn-plain"], 1)
-    measured = whole_cell([Contest(arena=pair[0], name="v", victim=victim, seed=0, label_map=None, device="cpu")], 0)
+    plain = victim("cnn-plain", 1)
+    measured = whole_cell([Contest(arena=pair[0], name="v", victim=plain, seed=0, label_map=None, device="cpu")], 0)
     assert measured["test_accuracy_batch_statistics"] is None
     assert measured["hit_rate"] is None
 

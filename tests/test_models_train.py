@@ -24,8 +24,9 @@ from miscue.measures.accuracy import (
 from miscue.models.generators import GENERATORS
 from miscue.models.networks import NETWORKS
 from miscue.models.store import Plan, build, load_model, load_tensors, save_model
+from miscue.readers import read
 from miscue.train import Recipe, fit, fitting, training
-from miscue.victims import VICTIMS, Victim
+from miscue.victims import VICTIMS, Victim, victim
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -102,7 +103,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_model(path)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "adabound"])
 def test_fit_learns_and_generalises(optimizer: str) -> None:
     lr = 0.05 if optimizer == "sgd" else 0.002
     recipe = Recipe(optimizer=optimizer, lr=lr, epochs=6, batch_size=32, schedule="cosine")
@@ -205,3 +206,39 @@ def test_batch_statistics_differ_from_eval_mode(data: Data) -> None:
     eval_mode = (predictions(model, shifted) == data.labels).float().mean()
     batch_mode = (batch_statistics_predictions(model, shifted) == data.labels).float().mean()
     assert batch_mode > eval_mode
+
+
+@pytest.mark.parametrize("name", ["linear-svm", "rbf-svm", "random-forest", "KNeighborsClassifier", "RidgeClassifier"])
+def test_classifiers_of_scikit_learn_are_victims(name: str) -> None:
+    """Fit and scored through the same interface; scores agree with the classifier's own answers."""
+    digits = read("digits")
+    one = victim(name)
+    model = one.untrained(digits.train, Dice(1))
+    assert [epoch.number for epoch in one.learning(model, digits.train, Dice(1))] == [1]
+    assert accuracy(model, digits.test) > 85
+    flat = (digits.test.images.flatten(1).float() / 255).numpy()
+    own = torch.as_tensor(model.estimator.predict(flat))
+    assert (predictions(model, digits.test.images) == own).float().mean() > 0.995  # ties may go another way
+
+
+def test_a_class_that_was_never_seen_gets_the_lowest_score(data: Data) -> None:
+    two = data.take((data.labels != 1).nonzero()[:, 0])
+    for name in ("linear-svm", "random-forest", "NearestCentroid"):
+        model = victim(name).untrained(two, Dice(0))
+        list(victim(name).learning(model, two, Dice(0)))
+        assert not (predictions(model, data.images) == 1).any()
+        assert accuracy(model, two) > 90
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("linear-swm", "did you mean linear-svm"), ("KNeighbours", "KNeighborsClassifier"), ("cn", "did you mean cnn")],
+)
+def test_unknown_victims(name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        victim(name)
+
+
+def test_a_classifier_that_needs_arguments_is_refused(data: Data) -> None:
+    with pytest.raises(InputError, match="cannot be made without arguments"):
+        victim("VotingClassifier").untrained(data, Dice(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from miscue.measures.accuracy import (
 )
 from miscue.models.networks import has_batch_norm
 from miscue.perturbation import Perturbation
-from miscue.victims import Victim
+from miscue.victims import AnyVictim
 
 MEASURES = (
     "test_accuracy",
@@ -96,7 +96,7 @@ class Contest:
 
     arena: Arena
     name: str
-    victim: Victim
+    victim: AnyVictim
     seed: int
     label_map: Sequence[int] | None
     device: str
@@ -104,7 +104,7 @@ class Contest:
     @property
     def epochs(self) -> int:
         """Its length."""
-        return self.victim.recipe.epochs
+        return self.victim.epochs
 
 
 def cell(contest: Contest) -> Iterator[Progress]:
@@ -114,20 +114,18 @@ def cell(contest: Contest) -> Iterator[Progress]:
     dice = Dice(contest.seed).named("victim", contest.name)
     train = arena.train.to(contest.device)
     model = victim.untrained(train, dice, device=contest.device)
+    labels = arena.test.labels.cpu()
     curve = []
     for epoch in victim.learning(model, train, dice):
-        curve.append(
-            {
-                "epoch": epoch.number,
-                "loss": epoch.loss,
-                "train_accuracy": accuracy(model, arena.train),
-                "test_accuracy": accuracy(model, arena.test),
-            }
-        )
+        predicted = predictions(model, arena.test.images)
+        now = {"train_accuracy": accuracy(model, arena.train), "test_accuracy": percent(predicted == labels)}
+        curve.append({"epoch": epoch.number, "loss": epoch.loss} | now)
         yield Progress(done=epoch.number, total=epochs)
-    facts = {"condition": arena.condition, "victim": contest.name, "seed": contest.seed}
-    measured = measure(model, arena, label_map=contest.label_map) | {"curve": curve}
-    yield Progress(done=epochs, total=epochs, cell=facts | measured | {"seconds": time.monotonic() - started})
+    facts: dict[str, Any] = {"condition": arena.condition, "victim": contest.name, "seed": contest.seed}
+    facts |= now | {"gap": now["train_accuracy"] - now["test_accuracy"]}
+    facts |= measure(model, arena, predicted, label_map=contest.label_map)
+    facts |= {"curve": curve, "seconds": time.monotonic() - started}
+    yield Progress(done=epochs, total=epochs, cell=facts)
 
 
 def whole_cell(contests: Sequence[Contest], number: int) -> dict[str, Any]:
@@ -137,17 +135,14 @@ def whole_cell(contests: Sequence[Contest], number: int) -> dict[str, Any]:
     return last.cell
 
 
-def measure(model: nn.Module, arena: Arena, *, label_map: Sequence[int] | None) -> dict[str, Any]:
-    """All numbers of a trained victim, percentages from 0 to 100; None where a measure does not apply."""
+def measure(model: nn.Module, arena: Arena, predicted: Tensor, *, label_map: Sequence[int] | None) -> dict[str, Any]:
+    """All other numbers of a trained victim, in percent; None where a measure does not apply.
+
+    predicted: int64 (n,), what it makes of the clean test images.
+    """
     labels, train_labels = arena.test.labels.cpu(), arena.train.labels.cpu()
-    predicted = predictions(model, arena.test.images)
-    test_accuracy = percent(predicted == labels)
-    train_accuracy = accuracy(model, arena.train)
     batch_norm = has_batch_norm(model)
     return {
-        "test_accuracy": test_accuracy,
-        "train_accuracy": train_accuracy,
-        "gap": train_accuracy - test_accuracy,
         "hit_rate": None if label_map is None else hit_rate(predicted, labels, label_map),
         "noise_accuracy_train": noise_accuracy(model, arena.noise_train, train_labels),
         "noise_accuracy_test": noise_accuracy(model, arena.noise_test, labels),
@@ -180,8 +175,3 @@ def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     "n": len(values),
                     "seconds": sum(one["seconds"] for one in members),
                 }
-
-
-def with_epochs(victim: Victim, epochs: int | None) -> Victim:
-    """The same victim trained for another number of epochs."""
-    return victim if epochs is None else replace(victim, recipe=replace(victim.recipe, epochs=epochs))

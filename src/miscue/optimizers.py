@@ -24,4 +24,16 @@ def rmsprop(parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_
     return torch.optim.RMSprop(parameters, lr, momentum=momentum, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[..., Any]] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop}
+def adabound(parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdaBound (Luo et al. 2019): Adam's step within bounds that close in on an SGD rate of 100 `lr`.
+
+    The paper's lr 1e-3 has final_lr 0.1, and the two grow together. `momentum` is the first beta where given.
+    """
+    from pytorch_optimizer import AdaBound  # takes two seconds to import
+
+    return AdaBound(
+        list(parameters), lr, final_lr=100 * lr, betas=(momentum or 0.9, 0.999), gamma=1e-3, weight_decay=weight_decay
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {"sgd": sgd, "adam": adam, "rmsprop": rmsprop, "adabound": adabound}

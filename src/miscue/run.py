@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from miscue.evaluation import Arena, Contest, cell, summary, whole_cell
 from miscue.files import atomic, write_json
 from miscue.models.store import load_tensors, save_tensors
 from miscue.poisons import Attacker, Poison
-from miscue.victims import Victim
+from miscue.victims import AnyVictim
 from miscue.workers import LostWorkerError, Workers
 from miscue.writers import versions
 
@@ -128,7 +128,7 @@ def evaluate(
     folder: Path,
     settings: dict[str, Any],
     arenas: Sequence[Arena],
-    victims: dict[str, Victim],
+    victims: Mapping[str, AnyVictim],
     *,
     repeats: int,
     seed: int,

@@ -78,10 +78,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One pass over the data, done: its number from 1 and the mean training loss."""
+    """One pass over the data, done: its number from 1 and the mean training loss, where there is one."""
 
     number: int
-    loss: float
+    loss: float | None
 
 
 def training(

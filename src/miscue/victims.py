@@ -1,17 +1,37 @@
-"""Victims: `(Data, dice) -> model`. A network with the recipe it is trained by; fixed on clean data alone."""
+"""Victims: `(Data, dice) -> model`. A network with the recipe it is trained by, or a scikit-learn classifier.
+
+All are fixed by clean data alone, and the same ones serve every row of a table.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from torch import nn
 
-from miscue.data import Data
+from miscue.data import Data, floats
 from miscue.dice import Dice
+from miscue.errors import InputError, lookup
+from miscue.models.estimators import ESTIMATORS, Estimator, estimator
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
 from miscue.train import Epoch, Recipe, Shown, fitting
+
+
+class AnyVictim(Protocol):
+    """What every victim can do."""
+
+    @property
+    def epochs(self) -> int:
+        """How many passes its training takes."""
+
+    def untrained(self, data: Data, dice: Dice, *, device: str = "cpu") -> nn.Module:
+        """A fresh model for images and classes such as `data`'s."""
+
+    def learning(self, model: nn.Module, data: Data, dice: Dice) -> Iterator[Epoch]:
+        """Train `model` in place; yields after every epoch with the model in eval mode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +40,11 @@ class Victim:
 
     network: str
     recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data."""
+        return self.recipe.epochs
 
     def plan(self, data: Data) -> Plan:
         """The network for images and classes such as `data`'s."""
@@ -42,6 +67,50 @@ class Victim:
         return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Classical:
+    """A scikit-learn classifier by its name; it learns the flattened images in one go."""
+
+    name: str
+    epochs: int = 1
+
+    def untrained(self, data: Data, dice: Dice, *, device: str = "cpu") -> nn.Module:
+        """The classifier before its fit; it runs on the CPU wherever the images lie."""
+        return Estimator(estimator(self.name)(dice.named("fit").integer() % 2**32), len(data.classes)).eval()
+
+    def learning(self, model: nn.Module, data: Data, dice: Dice) -> Iterator[Epoch]:
+        """Fit; the one epoch has no loss to show."""
+        assert isinstance(model, Estimator)
+        model.fit(floats(data.images), data.labels)
+        yield Epoch(number=1, loss=None)
+
+
 DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosine")
 
-VICTIMS: dict[str, Victim] = {name: Victim(network=name, recipe=DEFAULT) for name in NETWORKS}
+VICTIMS: dict[str, Victim | Classical] = {
+    **{name: Victim(network=name, recipe=DEFAULT) for name in NETWORKS},
+    **{name: Classical(name=name) for name in ESTIMATORS},
+}
+
+
+def victim(name: str, epochs: int | None = None) -> Victim | Classical:
+    """A key of VICTIMS, or any classifier of scikit-learn by its class name; networks may train for other `epochs`.
+
+    Raises:
+        InputError: there is no such victim.
+    """
+    if name not in VICTIMS and name[:1].isupper():
+        estimator(name)
+        return Classical(name=name)
+    found = lookup(VICTIMS, name, "victim")
+    if isinstance(found, Classical) or epochs is None:
+        return found
+    return replace(found, recipe=replace(found.recipe, epochs=epochs))
+
+
+def network(name: str, epochs: int | None = None) -> Victim:
+    """A victim that is a network."""
+    found = victim(name, epochs)
+    if isinstance(found, Classical):
+        raise InputError(f"{name} is not a network")
+    return found

@@ -26,15 +26,15 @@ from miscue.cli.options import (
     folder_beside,
 )
 from miscue.data import Splits
-from miscue.errors import InputError, lookup
-from miscue.evaluation import arenas, with_epochs
+from miscue.errors import InputError
+from miscue.evaluation import arenas
 from miscue.labels import label_map
 from miscue.perturbation import Perturbation
 from miscue.readers import read
 from miscue.report import page
 from miscue.run import evaluate as evaluate_run
 from miscue.run import fingerprint, lines, provenance, save_samples
-from miscue.victims import VICTIMS
+from miscue.victims import VICTIMS, victim
 from miscue.workers import cores
 
 TEST_SHARE = Annotated[
@@ -46,7 +46,9 @@ TEST_SHARE = Annotated[
 def evaluate(
     clean: DATA,
     poisoned: Annotated[str, typer.Argument(help="The poisoned copy of CLEAN.", show_default=False)],
-    victims: Annotated[str, typer.Option(help=f"Comma-separated, of: {', '.join(VICTIMS)}.")] = "cnn",
+    victims: Annotated[
+        str, typer.Option(help=f"Comma-separated: {', '.join(VICTIMS)}, or a classifier of scikit-learn.")
+    ] = "cnn",
     repeats: Annotated[int, typer.Option(help="Fresh victims for each condition.", min=1)] = 5,
     epochs: Annotated[
         int | None,
@@ -123,7 +125,7 @@ def evaluate_sets(
     """Evaluate into `folder` and write its page."""
     if clean.test is None:
         raise InputError(f"{clean_name} has no test set; evaluation needs clean test images")
-    chosen = {name: with_epochs(lookup(VICTIMS, name, "victim"), epochs) for name in victims.split(",")}
+    chosen = {name: victim(name, epochs) for name in victims.split(",")}
     manifest = manifest_of(poisoned)
     classes = clean.train.classes
     recorded = (manifest.get("options") or {}).get("label_map")

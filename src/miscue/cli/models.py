@@ -23,20 +23,20 @@ from miscue.cli.options import (
     device,
 )
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
-from miscue.evaluation import with_epochs
+from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy
+from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.readers import read
 from miscue.report import page
 from miscue.run import Tick, provenance
-from miscue.victims import VICTIMS
+from miscue.victims import network
 
 
 def train(
     data: DATA,
     out: Annotated[Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)],
-    victim: Annotated[str, typer.Option(help=f"One of: {', '.join(VICTIMS)}.")] = "cnn",
+    victim: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "cnn",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the victim's own.", min=1)] = None,
@@ -55,7 +55,7 @@ def train(
         if out.exists() and not overwrite:
             raise InputError(f"{out} exists already; choose another name or add --overwrite")
         where = device(device_, threads)
-        chosen = with_epochs(lookup(VICTIMS, victim, "victim"), epochs)
+        chosen = network(victim, epochs)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer, "precision": precision}
         recipe = replace(chosen.recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)

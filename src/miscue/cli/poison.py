@@ -68,7 +68,7 @@ def common(
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")] = "auto",
-    threads: THREADS = 1,
+    threads: THREADS = 2,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
     debug: DEBUG = False,

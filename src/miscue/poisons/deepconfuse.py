@@ -296,17 +296,20 @@ def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) ->
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
     "fast": Preset(
-        summary="a warm start, then 9 short trials with a larger pseudo-update; for MNIST",
+        summary="a warm start, then short online trials with a larger pseudo-update, two surrogates at once; for MNIST",
         surrogate="cnn-released",
         recipe=Recipe(lr=0.01, epochs=1, batch_size=64),
         options={
-            "trials": 9,
+            "trials": 0,
             "steps": 300,
+            "pool": 2,
             "generator_lr": 1e-3,
             "generator_schedule": "cosine",
+            "generator_mean": 0.99,
             "alpha": 0.3,
             "warm_up": 6,
             "warm_up_surrogates": "cnn-released,cnn",
+            "online_trials": 32,
         },
     ),
     "digits": Preset(
