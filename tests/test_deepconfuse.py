@@ -130,6 +130,15 @@ def test_a_pool_resumes_exactly(data: Data, online_trials: int, optimizer: str) 
         assert all(torch.equal(stops[-1].state[k], v) for k, v in rest[-1].checkpoint.state.items())
 
 
+def test_a_pool_on_two_threads_is_the_pool_on_one(data: Data) -> None:
+    options = OPTIONS | POOLED | {"pool": 2, "online_trials": 2}
+    one = last(deepconfuse.steps(data, QUICK, **options))
+    torch.set_num_threads(2)
+    two = last(deepconfuse.steps(data, QUICK, **options))
+    assert torch.get_num_threads() == 2
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one if not key.startswith("run"))
+
+
 @pytest.mark.parametrize("pool", [1, 2, 3, 5])
 def test_lives_in_a_pool(pool: int) -> None:
     """In each trial one surrogate leaves, full-grown but for the first ones, and ages differ."""

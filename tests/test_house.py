@@ -16,6 +16,7 @@ FLOORS = [
     {"data"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
+    {"explainers"},
     {"readers", "writers", "marks"},
     {"perturbation", "victims"},
     {"population"},

@@ -115,11 +115,11 @@ def cell(contest: Contest) -> Iterator[Progress]:
     train = arena.train.to(contest.device)
     model = victim.untrained(train, dice, device=contest.device)
     labels = arena.test.labels.cpu()
-    curve = []
+    curve: list[dict[str, Any]] = []
     for epoch in victim.learning(model, train, dice):
         predicted = predictions(model, arena.test.images)
         now = {"train_accuracy": accuracy(model, arena.train), "test_accuracy": percent(predicted == labels)}
-        curve.append({"epoch": epoch.number, "loss": epoch.loss} | now)
+        curve.append({"epoch": epoch.number, "loss": epoch.loss, **now})
         yield Progress(done=epoch.number, total=epochs)
     facts: dict[str, Any] = {"condition": arena.condition, "victim": contest.name, "seed": contest.seed}
     facts |= now | {"gap": now["train_accuracy"] - now["test_accuracy"]}
