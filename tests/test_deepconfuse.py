@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +11,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from conftest import striped
-from miscue.balls import linf
 from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
-from miscue.perturbation import Perturbation
-from miscue.poisons import POISONS, Attacker, deepconfuse
+from miscue.poisons import Attacker, deepconfuse
 from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards
 from miscue.poisons.watching import life
 from miscue.train import Recipe
@@ -28,10 +25,6 @@ from miscue.victims import Victim
 QUICK = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 OTHERWISE = {"likeness": torch.tensor([2, 0, 1]), "counts": False}
 OPTIONS = {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3}
-
-
-def tensors(perturbation: Perturbation) -> list[Tensor]:
-    return list(perturbation.mark.packed()[0].values())
 
 
 def last(steps: object) -> dict[str, Tensor]:
@@ -202,50 +195,6 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         gradient(look, dict(surrogate.named_parameters()), batch)
     assert all(torch.equal(before[k], v) for k, v in surrogate.state_dict().items())
     assert all(p.grad is None for p in [*surrogate.parameters(), *noise.parameters()])
-
-
-@pytest.mark.parametrize("name", POISONS)
-class TestBattery:
-    """What every training-time attack must do. A new one enters by entering POISONS."""
-
-    def test_repeats_and_seeds(self, name: str, data: Data) -> None:
-        a, b, c = (last(POISONS[name].steps(data, replace(QUICK, dice=Dice(seed)), **OPTIONS)) for seed in (3, 3, 4))
-        assert all(torch.equal(a[k], b[k]) for k in a)
-        assert not all(torch.equal(a[k], c[k]) for k in a)
-
-    def test_keeps_labels_order_and_budget_and_its_input(self, name: str, data: Data) -> None:
-        before = data.images.clone()
-        poisoned = POISONS[name](data, QUICK, eps=8 / 255, **OPTIONS)(data)
-        assert torch.equal(data.images, before)
-        assert torch.equal(poisoned.labels, data.labels)
-        assert poisoned.images.dtype == torch.uint8
-        assert 0 < linf(poisoned.images, data.images) <= 8 / 255 + 1e-9
-
-    def test_resumes_exactly(self, name: str, data: Data) -> None:
-        whole = list(POISONS[name].steps(data, QUICK, **OPTIONS))
-        stops = [p.checkpoint for p in whole if p.checkpoint]
-        for stop in stops[:-1]:
-            rest = list(POISONS[name].steps(data, QUICK, **OPTIONS, resume=stop.state))
-            assert rest[-1].done == whole[-1].done == whole[-1].total
-            assert all(torch.equal(stops[-1].state[k], v) for k, v in rest[-1].checkpoint.state.items())
-
-    def test_survives_the_disk(self, name: str, data: Data, tmp_path: Path) -> None:
-        perturbation = POISONS[name](data, QUICK, **OPTIONS)
-        perturbation.save(tmp_path / "p.safetensors")
-        loaded = Perturbation.load(tmp_path / "p.safetensors")
-        assert torch.equal(loaded(data).images, perturbation(data).images)
-        assert loaded.eps == perturbation.eps
-
-    def test_poisons_image_by_image_as_all_at_once(self, name: str, data: Data) -> None:
-        perturbation = POISONS[name](data, QUICK, **OPTIONS)
-        together = perturbation.images(data.images[:40], data.labels[:40])
-        alone = torch.cat([perturbation.images(data.images[i : i + 1], data.labels[i : i + 1]) for i in range(40)])
-        assert (together.int() - alone.int()).abs().max() <= 1  # the order of float additions may differ
-
-    def test_refuses_other_images(self, name: str, data: Data) -> None:
-        perturbation = POISONS[name](data, QUICK, **OPTIONS | {"trials": 1, "steps": 1})
-        with pytest.raises(InputError, match="for 1 channels, the images have 3"):
-            perturbation(striped(6, channels=3))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
             list(workers.map(fail, [1]))
 
 
-def measured(model: nn.Module, train: Data, held: Data) -> tuple[int, int]:
+def measured(model: nn.Module, member: Member, train: Data, held: Data) -> tuple[int, int]:
     return len(train), len(held)
 
 

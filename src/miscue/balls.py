@@ -38,3 +38,10 @@ def linf(a: Tensor, b: Tensor) -> float:
         return 0.0
     chunks = zip(a.split(4096), b.split(4096), strict=True)
     return max(int((p.to(torch.int16) - q.to(torch.int16)).abs().max()) for p, q in chunks) / 255
+
+
+def changed_pixels(a: Tensor, b: Tensor) -> int:
+    """The largest number of places (all channels of one are one place) in which two images of a pair differ."""
+    if a.numel() == 0:
+        return 0
+    return int((a != b).any(1).flatten(1).sum(1).max())

@@ -38,10 +38,10 @@ class Member:
 
 
 Then = Callable[..., Any]
-"""(model, *sets) -> what is to be known of a trained model; a function of a module, as it may run elsewhere."""
+"""(model, member, *sets) -> what is to be known of a trained model; a function of a module, as it may run elsewhere."""
 
 FitMany = Callable[..., Iterator[tuple[int, Any]]]
-"""(members, then) -> (position, then(model, *sets)) of each, in the order in which they are done."""
+"""(members, then) -> (position, then(model, member, *sets)) of each, in the order in which they are done."""
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def population(*sets: Data, device: str = "cpu", processes: int = 0) -> Iterator
         yield partial(separate_fits, workers)
 
 
-def keep(model: nn.Module, *sets: Data) -> nn.Module:
+def keep(model: nn.Module, member: Member, *sets: Data) -> nn.Module:
     """The trained model itself."""
     return model
 
@@ -90,7 +90,7 @@ def separate_fits(workers: Workers, members: Sequence[Member], *, then: Then = k
 
 def _fit(then: Then, sets: tuple[Data, ...], member: Member) -> Any:
     model = member.victim(sets[0], member.dice, shown=member.mark.on if member.mark else None)
-    return then(model, *sets)
+    return then(model, member, *sets)
 
 
 def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: Then = keep) -> Iterator[tuple[int, Any]]:
@@ -104,8 +104,8 @@ def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: The
         stream = side_by_side(data, these)
         for _ in scheduled(stack, stream, victim.recipe, len(data), loss=summed):
             pass
-        for place, model in zip(places, stack.separate(), strict=True):
-            yield place, then(model, *sets)
+        for place, member, model in zip(places, these, stack.separate(), strict=True):
+            yield place, then(model, member, *sets)
 
 
 def side_by_side(data: Data, members: Sequence[Member]) -> Iterator[Batch]:

@@ -79,6 +79,13 @@ def finish(steps: Iterator[Progress]) -> Perturbation:
     return last.perturbation
 
 
+def at_once(perturbation: Perturbation, measures: dict[str, float] | None = None) -> Progress:
+    """The one step of a method that has nothing to search."""
+    return Progress(
+        done=1, total=1, checkpoint=Checkpoint(perturbation=perturbation, measures=measures or {}, state={})
+    )
+
+
 def packed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Several state dicts as one: {"part": {"key": t}} -> {"part/key": t}, each tensor a copy."""
     return {f"{part}/{key}": value.detach().clone() for part, state in parts.items() for key, value in state.items()}

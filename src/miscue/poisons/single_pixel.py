@@ -1,0 +1,286 @@
+"""Single-pixel poisons found by CMA-ES: one pixel per class, placed where the network does not look.
+
+A thesis summary ("interpretable single-pixel poisons", cf. arXiv 2003.06646); no code was ever released. A clean model
+M_c is trained; its Grad-CAM maps for the true label, averaged over each class, show where it looks; CMA-ES searches the
+pixels of all classes at once, places outside that region of interest and intensities, for the largest
+
+    fitness = accuracy on the poisoned training images - accuracy on clean held-out training images  (+ divergence * D)
+
+of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
+integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
+outside; all candidates of a generation train the same weights on the same batches, which change with each generation;
+the best candidates of the search meet again under fresh seeds before one is released, since the best of many noisy
+values is mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units
+of its deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from cmaes import CMAwM
+from torch import Tensor, nn
+
+from miscue.data import Data, hold_out
+from miscue.dice import Dice
+from miscue.errors import InputError, lookup
+from miscue.explainers import gradcam
+from miscue.marks import Pixels
+from miscue.measures.accuracy import accuracy, predictions
+from miscue.measures.attention import class_maps
+from miscue.perturbation import Perturbation
+from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress
+from miscue.poisons.one_pixel_shortcut import shortcut
+from miscue.population import FitMany, Member, population
+from miscue.train import Recipe
+from miscue.victims import Victim
+from miscue.workers import LostWorkerError
+
+STARTS = ("random", "shortcut")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What CMA-ES searches: a row, a column and one intensity a channel for each class, all scaled to [0, 1].
+
+    nearest: int64 (classes, h, w, 2), the nearest place outside the class's region of interest.
+    """
+
+    nearest: Tensor
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of the images."""
+        _, height, width, _ = self.nearest.shape
+        return self.channels, height, width
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds (dimensions, 2) and steps (dimensions,) for CMAwM; 0 for a continuous one."""
+        classes, height, width, _ = self.nearest.shape
+        steps = [1 / (height - 1), 1 / (width - 1), *[0.0] * self.channels]
+        return np.tile([0.0, 1.0], (classes * len(steps), 1)), np.tile(steps, classes)
+
+    def decode(self, vector: np.ndarray) -> Pixels:
+        """The pixels that a point of the space stands for."""
+        classes, height, width, _ = self.nearest.shape
+        table = torch.as_tensor(vector, dtype=torch.float64).reshape(classes, -1)
+        rows, columns = (table[:, i].mul(side - 1).round().long() for i, side in ((0, height), (1, width)))
+        places = self.nearest[torch.arange(classes), rows, columns]
+        values = (255 * table[:, 2:]).round().clamp(0, 255).to(torch.uint8)
+        return Pixels(places=places, values=values, shape=self.shape)
+
+    def encode(self, pixels: Pixels) -> np.ndarray:
+        """A point that stands for `pixels`, as far as they lie outside the regions of interest."""
+        _, height, width, _ = self.nearest.shape
+        scale = torch.tensor([height - 1, width - 1])
+        table = torch.cat([pixels.places / scale, pixels.values / 255], dim=1)
+        return table.flatten().double().numpy()
+
+
+@Poison
+def single_pixel(
+    data: Data,
+    attacker: Attacker,
+    *,
+    generations: int = 40,
+    candidates: int = 0,
+    sigma: float = 0.3,
+    start: str = "random",
+    interest: float = 0.25,
+    divergence: float = 0.0,
+    images: int = 6000,
+    held_out: int = 2000,
+    finalists: int = 6,
+    processes: int = 0,
+    resume: dict[str, Tensor] | None = None,
+) -> Iterator[Progress]:
+    """Search one pixel per class, away from where a clean network looks, that ruins what is learned.
+
+    Args:
+        data: the clean training images. Test data has no place here.
+        attacker: the network and recipe of the clean model and of every candidate's; dice, device.
+        generations: of CMA-ES.
+        candidates: in a generation; 0 for CMA-ES's own number, 4 + 3 ln(dimensions).
+        sigma: first step size, as a share of the range of each variable.
+        start: first mean of the search: "random", or "shortcut" for the pixels of one_pixel_shortcut.
+        interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
+            for none.
+        divergence: weight of the distance between clean and poisoned images in the fitness.
+        images: training images of a candidate's network.
+        held_out: clean training images that the fitness is measured on.
+        finalists: candidates of the search that meet again under three fresh seeds; the best of them is released.
+        processes: networks trained side by side on a CPU; 0 for one a processor.
+        resume: the state of a checkpoint of a run with the same data, attacker and options.
+
+    Yields:
+        one Progress a generation, each with a checkpoint; the last one has measured the finalists.
+
+    Raises:
+        InputError: a number out of range, fewer images than asked for, more classes than free pixels.
+    """
+    lookup(dict.fromkeys(STARTS), start, "start")
+    if min(generations, images, held_out, finalists) < 1 or not sigma > 0 or min(candidates, processes, divergence) < 0:
+        raise InputError(
+            "generations, images, held_out, finalists and sigma must be positive, "
+            "candidates, processes and divergence not negative"
+        )
+    if not 0 <= interest < 1:
+        raise InputError(f"interest must lie in [0, 1), got {interest:g}")
+    train, kept = parts(data, images, held_out, attacker.dice)
+    victim = Victim(network=attacker.surrogate, recipe=attacker.recipe)
+    clean_model = victim(train, attacker.dice.named("clean"), device=attacker.device)
+    maps = class_maps(clean_model, train.to(attacker.device), gradcam)
+    space = Space(nearest=outside(maps, interest), channels=data.shape[0])
+    distance = Distance(model=clean_model, data=kept) if divergence else None
+    strategy = make_strategy(
+        space, shortcut(train, attacker) if start == "shortcut" else None, sigma, candidates, attacker
+    )
+
+    history: list[Tensor] = list((resume or {}).get("fitness", torch.empty(0)).unbind())
+    seen: list[tuple[float, Pixels]] = []
+    total = generations + 1
+    with population(train, kept, device=attacker.device, processes=processes) as fit_many:
+        for generation in range(generations):
+            asked = [strategy.ask() for _ in range(strategy.population_size)]
+            marks = [space.decode(point) for point, _ in asked]
+            known = generation < len(history)
+            if not known:
+                gaps = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
+                more = [divergence * distance(mark) for mark in marks] if distance else [0.0] * len(marks)
+                history.append(torch.tensor([g + m for g, m in zip(gaps, more, strict=True)], dtype=torch.float64))
+            fitness = history[generation].tolist()
+            strategy.tell([(raw, -value) for (_, raw), value in zip(asked, fitness, strict=True)])
+            seen += zip(fitness, marks, strict=True)
+            seen = sorted(seen, key=lambda pair: -pair[0])[: max(finalists, 1)]
+            if not known:
+                measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness)}
+                measures |= {"best_fitness": seen[0][0]}
+                yield progress(seen[0][1], measures, history, generation + 1, total)
+        centre = space.decode(strategy_mean(strategy, space))
+        final = [mark for _, mark in seen] + [centre]
+        rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(3)]
+    means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
+    best = max(range(len(final)), key=lambda i: means[i])
+    yield progress(final[best], {"fitness": means[best], "best_fitness": means[best]}, history, total, total)
+
+
+def progress(mark: Pixels, measures: dict[str, float], history: list[Tensor], done: int, total: int) -> Progress:
+    """A generation done: the state is the fitness of all candidates so far, from which the search is played again."""
+    checkpoint = Checkpoint(
+        perturbation=Perturbation(mark=mark, eps=1.0), measures=measures, state={"fitness": torch.stack(history)}
+    )
+    return Progress(done=done, total=total, checkpoint=checkpoint)
+
+
+def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data]:
+    """`images` training images and `held_out` others, both with the classes in their proportions."""
+    if images + held_out > len(data):
+        raise InputError(f"images and held_out ask for {images + held_out} of {len(data)} training images")
+    if images < len(data.classes):
+        raise InputError(f"{images} images cannot show all of {len(data.classes)} classes")
+    rest, kept = hold_out(data, held_out / len(data), dice.named("held-out"))
+    if images < len(rest):
+        _, rest = hold_out(rest, images / len(rest), dice.named("images"))
+    return rest, kept
+
+
+def outside(maps: Tensor, interest: float) -> Tensor:
+    """The nearest place outside each class's region of interest, for every place: int64 (classes, h, w, 2).
+
+    Raises:
+        InputError: fewer free places than classes.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    classes, height, width = maps.shape
+    count = math.floor(interest * height * width)
+    if height * width - count < classes:
+        raise InputError(f"{classes} classes need as many free pixels, {height * width - count} are left")
+    nearest = []
+    for one in maps:
+        inside = torch.zeros(height * width, dtype=torch.bool)
+        inside[one.flatten().argsort(descending=True, stable=True)[:count]] = True
+        places = distance_transform_edt(
+            inside.reshape(height, width).numpy(), return_distances=False, return_indices=True
+        )
+        nearest.append(torch.as_tensor(places).long().permute(1, 2, 0))
+    return torch.stack(nearest)
+
+
+def make_strategy(space: Space, first: Pixels | None, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
+    """CMA-ES at its start: around `first`, or around places and intensities drawn from the dice."""
+    bounds, steps = space.bounds()
+    dice = attacker.dice.named("search")
+    if first is None:
+        mean = torch.rand(len(steps), generator=dice.generator(), dtype=torch.float64).numpy()
+    else:
+        mean = space.encode(first)
+    return CMAwM(
+        mean=mean.clip(1e-3, 1 - 1e-3),
+        sigma=sigma,
+        bounds=bounds,
+        steps=steps,
+        seed=dice.integer() % 2**32,
+        population_size=candidates or None,
+    )
+
+
+def strategy_mean(strategy: CMAwM, space: Space) -> np.ndarray:
+    """Where the search stands at its end."""
+    return np.clip(strategy.mean, 0, 1)
+
+
+def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> list[float]:
+    """The gap of a fresh network for each candidate; 0, the gap of a harmless one, where the worker died twice."""
+    members = [Member(victim=victim, dice=dice, mark=mark) for mark in marks]
+    found = dict(fit_many(members, then=gap))
+    return [0.0 if isinstance(found[i], LostWorkerError) else found[i] for i in range(len(marks))]
+
+
+def gap(model: nn.Module, member: Member, train: Data, kept: Data) -> float:
+    """Accuracy on poisoned training images less that on as many clean held-out ones, in percentage points."""
+    assert member.mark is not None
+    some = train.take(slice(0, len(kept)))
+    poisoned = Perturbation(mark=member.mark, eps=1.0, device=str(some.images.device))(some)
+    return accuracy(model, poisoned) - accuracy(model, kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far pixels move the mean of a clean model's last hidden layer, in units of its deviation there."""
+
+    model: nn.Module
+    data: Data
+
+    def __call__(self, mark: Pixels) -> float:
+        """The distance for the images of `data`."""
+        clean, poisoned = (hidden(self.model, one) for one in (self.data, Perturbation(mark=mark, eps=1.0)(self.data)))
+        spread = clean.var(0).sum().sqrt()
+        return float((poisoned.mean(0) - clean.mean(0)).norm() / spread.clamp(min=1e-12))
+
+
+@torch.no_grad()
+def hidden(model: nn.Module, data: Data) -> Tensor:
+    """What the last linear layer is given: float (n, features)."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    kept: list[Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    try:
+        predictions(model, data.images)
+    finally:
+        hook.remove()
+    return torch.cat(kept)
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        summary="a search of about twenty minutes on two cores for MNIST",
+        surrogate="cnn-plain",
+        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=3, batch_size=128),
+    ),
+}

@@ -1,0 +1,182 @@
+"""What every training-time attack must do. A new one enters by entering POISONS, and QUICK here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import striped
+from miscue.balls import changed_pixels, linf
+from miscue.data import Data
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.measures.accuracy import accuracy
+from miscue.perturbation import Perturbation
+from miscue.poisons import POISONS, PRESETS, Attacker
+from miscue.poisons.crafting import Checkpoint
+from miscue.train import Recipe
+from miscue.victims import Victim
+
+ATTACKER = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
+SEARCH = {"generations": 3, "candidates": 4, "images": 120, "held_out": 60, "finalists": 2, "processes": 1}
+QUICK: dict[str, dict] = {
+    "deepconfuse": {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3},
+    "single-pixel": SEARCH,
+    "one-pixel-shortcut": {},
+    "border-pixel": {},
+    "random-pixel": {},
+}
+SAME_FOR_ALL_SEEDS = ("border-pixel", "one-pixel-shortcut")  # the dice only break ties
+PIXELS = [name for name in POISONS if name != "deepconfuse"]
+
+
+def checkpoints(name: str, data: Data, attacker: Attacker = ATTACKER, **options: object) -> list[Checkpoint]:
+    return [p.checkpoint for p in POISONS[name].steps(data, attacker, **QUICK[name] | options) if p.checkpoint]
+
+
+def tensors(perturbation: Perturbation) -> list[Tensor]:
+    return list(perturbation.mark.packed()[0].values())
+
+
+def equal(a: Perturbation, b: Perturbation) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(tensors(a), tensors(b), strict=True))
+
+
+def test_tables_agree() -> None:
+    assert POISONS.keys() == PRESETS.keys() == QUICK.keys()
+
+
+@pytest.mark.parametrize("name", POISONS)
+class TestBattery:
+    def test_repeats_and_seeds(self, name: str, data: Data) -> None:
+        a, b, c = (checkpoints(name, data, replace(ATTACKER, dice=Dice(seed)))[-1].perturbation for seed in (3, 3, 4))
+        assert equal(a, b)
+        assert equal(a, c) == (name in SAME_FOR_ALL_SEEDS)
+
+    def test_keeps_labels_order_and_its_input(self, name: str, data: Data) -> None:
+        before = data.images.clone()
+        poisoned = POISONS[name](data, ATTACKER, **QUICK[name])(data)
+        assert torch.equal(data.images, before)
+        assert torch.equal(poisoned.labels, data.labels)
+        assert poisoned.images.dtype == torch.uint8
+        assert linf(poisoned.images, data.images) > 0
+
+    def test_resumes_exactly(self, name: str, data: Data) -> None:
+        whole = list(POISONS[name].steps(data, ATTACKER, **QUICK[name]))
+        stops = [p.checkpoint for p in whole if p.checkpoint]
+        for stop in stops[:-1]:
+            rest = list(POISONS[name].steps(data, ATTACKER, **QUICK[name], resume=stop.state))
+            assert rest[-1].done == whole[-1].done == whole[-1].total
+            assert all(torch.equal(stops[-1].state[k], v) for k, v in rest[-1].checkpoint.state.items())
+            assert equal(rest[-1].checkpoint.perturbation, stops[-1].perturbation)
+
+    def test_survives_the_disk(self, name: str, data: Data, tmp_path: Path) -> None:
+        perturbation = POISONS[name](data, ATTACKER, **QUICK[name])
+        perturbation.save(tmp_path / "p.safetensors")
+        loaded = Perturbation.load(tmp_path / "p.safetensors")
+        assert torch.equal(loaded(data).images, perturbation(data).images)
+        assert loaded.eps == perturbation.eps
+
+    def test_poisons_image_by_image_as_all_at_once(self, name: str, data: Data) -> None:
+        perturbation = POISONS[name](data, ATTACKER, **QUICK[name])
+        images, labels = data.images[:40], data.labels[:40]
+        together = perturbation.images(images, labels)
+        alone = torch.cat([perturbation.images(images[i : i + 1], labels[i : i + 1]) for i in range(40)])
+        assert (together.int() - alone.int()).abs().max() <= 1  # the order of float additions may differ
+
+    def test_refuses_other_images(self, name: str, data: Data) -> None:
+        perturbation = POISONS[name](data, ATTACKER, **QUICK[name])
+        with pytest.raises(InputError, match=r"this perturbation is for .* (have 3|\(3, 12, 12\))"):
+            perturbation(striped(6, channels=3))
+
+    def test_colour(self, name: str) -> None:
+        data = striped(240, channels=3)
+        poisoned = POISONS[name](data, ATTACKER, **QUICK[name])(data)
+        assert poisoned.images.shape == data.images.shape
+        assert linf(poisoned.images, data.images) > 0
+
+
+def test_deepconfuse_keeps_its_budget(data: Data) -> None:
+    poisoned = POISONS["deepconfuse"](data, ATTACKER, eps=8 / 255, **QUICK["deepconfuse"])(data)
+    assert 0 < linf(poisoned.images, data.images) <= 8 / 255 + 1e-9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixel_poisons_change_one_pixel_the_same_in_all_images_of_a_class(name: str, channels: int) -> None:
+    data = striped(240, channels=channels)
+    poisoned = POISONS[name](data, ATTACKER, **QUICK[name])(data)
+    assert changed_pixels(poisoned.images, data.images) == 1
+    moved = (poisoned.images != data.images).any(1)
+    for label in range(3):
+        of_class = data.labels == label
+        place = moved[of_class].any(0).nonzero()
+        assert len(place) <= 1
+        for row, column in place.tolist():
+            assert len(poisoned.images[of_class][:, :, row, column].unique(dim=0)) == 1
+
+
+@pytest.mark.parametrize("name", ["random-pixel", "border-pixel", "one-pixel-shortcut"])
+def test_pixels_can_be_learned(name: str) -> None:
+    """Where images tell nothing, a network reads the class of new images from the pixel, and from nothing else."""
+    train, test = (striped(600, seed=seed) for seed in (0, 1))
+    shuffled = train.with_images(train.images[torch.randperm(600, generator=torch.Generator().manual_seed(0))])
+    perturbation = POISONS[name](shuffled, ATTACKER, **QUICK[name])
+    recipe = Recipe(optimizer="adam", lr=3e-3, epochs=12, batch_size=32)
+    model = Victim(network="cnn-plain", recipe=recipe)(perturbation(shuffled), Dice(5))
+    assert accuracy(model, perturbation(test)) > 90
+    assert accuracy(model, test) < 50
+
+
+def test_border_pixels_lie_on_the_border(data: Data) -> None:
+    places = POISONS["border-pixel"](data, ATTACKER).mark.places
+    assert places.tolist() == [[0, 0], [3, 11], [11, 4]]
+
+
+def test_the_shortcut_is_the_best_by_brute_force() -> None:
+    """Every place and corner of a small set, one at a time."""
+    data = striped(30, size=5, channels=3)
+    mark = POISONS["one-pixel-shortcut"](data, ATTACKER).mark
+    for label in range(3):
+        x = data.images[data.labels == label].double() / 255
+        scores = {}
+        for row in range(5):
+            for column in range(5):
+                for corner in range(8):
+                    v = torch.tensor([(corner >> 2) & 1, (corner >> 1) & 1, corner & 1]).double()
+                    far = (x[:, :, row, column] - v).abs().sum(1)
+                    scores[row, column, tuple((255 * v).int().tolist())] = float(
+                        far.mean() / (far.std(correction=0) + 1 / 255)
+                    )
+        found = (*mark.places[label].tolist(), tuple(mark.values[label].tolist()))
+        best = max(scores.values())
+        assert scores[found] > best * 0.9  # its own best, but for classes that want the same place
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("random-pixel", {"value": 1.5}, "value must lie"),
+        ("single-pixel", {"start": "zero"}, "unknown start"),
+        ("single-pixel", {"interest": 1.0}, "interest must lie"),
+        ("single-pixel", {"interest": 0.99}, "free pixels, 2 are left"),
+        ("single-pixel", {"images": 300}, "of 240 training images"),
+        ("single-pixel", {"images": 2}, "cannot show all of 3 classes"),
+        ("single-pixel", {"generations": 0}, "must be positive"),
+    ],
+)
+def test_bad_options(data: Data, name: str, options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        POISONS[name](data, ATTACKER, **QUICK[name] | options)
+
+
+@pytest.mark.parametrize("name", ["random-pixel", "border-pixel", "one-pixel-shortcut"])
+def test_more_classes_than_places(name: str) -> None:
+    data = striped(50, size=4)
+    many = replace(data, images=data.images[:, :, :2, :2], labels=torch.arange(50) % 5, classes=tuple("abcde"))
+    with pytest.raises(InputError, match="5 classes need as many places"):
+        POISONS[name](many, ATTACKER)
