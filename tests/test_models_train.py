@@ -22,6 +22,7 @@ from miscue.measures.accuracy import (
     predictions,
 )
 from miscue.models.generators import GENERATORS
+from miscue.models.heads import Nystrom, RandomFourier, rbf
 from miscue.models.networks import NETWORKS
 from miscue.models.store import Plan, build, load_model, load_tensors, save_model
 from miscue.readers import read
@@ -242,3 +243,33 @@ def test_unknown_victims(name: str, words: str) -> None:
 def test_a_classifier_that_needs_arguments_is_refused(data: Data) -> None:
     with pytest.raises(InputError, match="cannot be made without arguments"):
         victim("VotingClassifier").untrained(data, Dice(0))
+
+
+def test_random_fourier_features_approximate_the_kernel() -> None:
+    torch.manual_seed(0)
+    head = RandomFourier(20, 40_000).eval()  # running statistics 0 and 1: the norm does nothing
+    a, b = torch.randn(5, 20), torch.randn(6, 20)
+    expected = torch.exp(-(torch.cdist(a, b) ** 2) / 40)
+    assert torch.allclose(head(a) @ head(b).t(), expected, atol=0.03)
+    assert torch.allclose(rbf(a, b), expected, atol=1e-5)
+
+
+def test_nystrom_features_give_the_kernel_at_their_landmarks() -> None:
+    torch.manual_seed(0)
+    head = Nystrom(nn.Flatten(), (1, 4, 5), 20, 3, landmarks=8)
+    x = torch.randn(11, 1, 4, 5)
+    head.train()(x[:5])
+    head(x[5:])  # the first eight images that it is trained on are the landmarks
+    assert torch.equal(head.images, x[:8])
+    kept: list[torch.Tensor] = []
+    head.linear.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    head.eval()(x[:8])
+    flat = head.norm(x[:8].flatten(1))
+    assert torch.allclose(kept[0] @ kept[0].t(), rbf(flat, flat), atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["cnn-fourier", "cnn-nystrom"])
+def test_kernel_heads_learn(name: str, data: Data) -> None:
+    recipe = Recipe(lr=0.05, momentum=0.9, epochs=6, batch_size=32)
+    model = Victim(network=name, recipe=recipe)(data, Dice(1))
+    assert accuracy(model, striped(90, seed=4)) > 90

@@ -14,7 +14,7 @@ import torch
 import typer
 from torch import Tensor
 
-from miscue.balls import linf
+from miscue.balls import changed_pixels, linf
 from miscue.cli import console
 from miscue.cli.options import (
     DATA,
@@ -187,12 +187,13 @@ def deliver(
             raise InputError(f"{splits.name} has no {part} set to poison")
         made[part], chosen = mix(clean, perturbation(clean), share, Dice(seed).named(part))
         counts[part] = len(chosen)
-    measured = max(linf(made[part].images, getattr(splits, part).images) for part in parts)
+    pairs = [(made[part].images, getattr(splits, part).images) for part in parts]
     manifest = {
         "method": perturbation.settings.get("poison"),
         **facts,
         "eps": perturbation.eps,
-        "budget_measured": measured,
+        "budget_measured": max(linf(*pair) for pair in pairs),
+        "changed_pixels": max(changed_pixels(*pair) for pair in pairs),
         "share": share,
         "poisoned_images": counts,
         "order": "as the input",
@@ -208,7 +209,8 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
     """Say where things are and what the budget came to."""
     console.say(
         f"{out}: {sum(manifest['poisoned_images'].values())} poisoned images, "
-        f"no pixel moved by more than {manifest['budget_measured']:.4f} (eps {manifest['eps']:g})"
+        f"no pixel moved by more than {manifest['budget_measured']:.4f} (eps {manifest['eps']:g}), "
+        f"at most {manifest['changed_pixels']} in an image"
     )
     console.say(f"{kept}: the perturbation; keep it to yourself")
     if json_:
@@ -216,13 +218,18 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
 
 
 def trial_words(fact: dict[str, Any]) -> str:
-    """A trial in words."""
+    """A trial or a generation in words."""
+    start = f"{fact['trial']}, {fact['minutes']:.1f} min"
+    if "final_fitness" in fact:
+        return f"finalists, {fact['minutes']:.1f} min: gap {fact['final_fitness']:.1f} points under fresh seeds"
+    if "best_fitness" in fact:
+        return f"generation {start}: gap {fact['fitness']:.1f} points, the largest so far {fact['best_fitness']:.1f}"
     if "held_out_accuracy" not in fact:
-        return f"trial {fact['trial']}, {fact['minutes']:.1f} min: warming up"
+        return f"trial {start}: nothing to measure yet"
     hits = fact.get("held_out_hit_rate")
     tail = "" if hits is None else f", {hits:.1f} % hits"
     return (
-        f"trial {fact['trial']}, {fact['minutes']:.1f} min: a surrogate trained on the poison so far reads "
+        f"trial {start}: a surrogate trained on the poison so far reads "
         f"{fact['held_out_accuracy']:.1f} % of held-out clean images right{tail}"
     )
 
@@ -282,17 +289,18 @@ def stream_through(
     """Poison a folder image by image; memory does not grow with their number."""
     if recognise(source) != "folder":
         raise InputError(f"{source} is not an image folder; --part all is for those")
-    measured, count = 0.0, 0
+    measured, pixels, count = 0.0, 0, 0
     classes: dict[str, int] = {}
 
     def poisoned() -> Iterator[tuple[str, Tensor]]:
-        nonlocal measured, count
+        nonlocal measured, pixels, count
         for name, class_name, image in stream(source, channels=perturbation.mark.channels, resize=resize):
             label = classes.setdefault(class_name, len(classes))
             channels, height, width = image.shape
             perturbation.mark.check((channels, height, width), len(classes))
             changed = perturbation.images(image[None], torch.tensor([label]))[0]
             measured, count = max(measured, linf(changed, image)), count + 1
+            pixels = max(pixels, changed_pixels(changed[None], image[None]))
             yield name, changed
 
     manifest = {
@@ -302,7 +310,8 @@ def stream_through(
         "order": "as the input",
     }
     write_stream(poisoned(), out, manifest=manifest, overwrite=overwrite, source=source)
-    return manifest | {"budget_measured": measured, "poisoned_images": {"all": count}}
+    facts = {"budget_measured": measured, "changed_pixels": pixels, "poisoned_images": {"all": count}}
+    return manifest | facts
 
 
 for _name, _poison in POISONS.items():

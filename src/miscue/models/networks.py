@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from miscue.models.heads import Nystrom, RandomFourier
 from miscue.models.layers import Conv2d
 
 Shape = tuple[int, int, int]
@@ -104,6 +105,25 @@ def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
     )
 
 
+def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
+    """`cnn` with random Fourier features before its scores."""
+    body, features = headless(cnn(shape, classes))
+    return nn.Sequential(*body, RandomFourier(features, outputs), nn.Linear(outputs, classes))
+
+
+def cnn_nystrom(shape: Shape, classes: int, *, landmarks: int = 100) -> nn.Module:
+    """`cnn` with a Nystrom approximation of the RBF kernel before its scores."""
+    body, features = headless(cnn(shape, classes))
+    return Nystrom(body, shape, features, classes, landmarks)
+
+
+def headless(net: nn.Module) -> tuple[nn.Sequential, int]:
+    """A sequence of layers without its last linear one, and how many features that was given."""
+    *body, last = net.children()
+    assert isinstance(last, nn.Linear)
+    return nn.Sequential(*body), last.in_features
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
     "cnn-small": partial(cnn, width=0.5),
@@ -112,6 +132,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-bounded": partial(cnn, bounded=True),
     "cnn-small-bounded": partial(cnn, width=0.5, bounded=True),
     "cnn-released": cnn_released,
+    "cnn-fourier": cnn_fourier,
+    "cnn-nystrom": cnn_nystrom,
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
 }

@@ -166,7 +166,7 @@ def single_pixel(
         rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(3)]
     means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
     best = max(range(len(final)), key=lambda i: means[i])
-    yield progress(final[best], {"fitness": means[best], "best_fitness": means[best]}, history, total, total)
+    yield progress(final[best], {"final_fitness": means[best]}, history, total, total)
 
 
 def progress(mark: Pixels, measures: dict[str, float], history: list[Tensor], done: int, total: int) -> Progress:
