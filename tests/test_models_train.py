@@ -200,6 +200,11 @@ def test_scoring_leaves_the_model_as_it_was(data: Data) -> None:
     assert json.dumps({k: v.tolist() for k, v in model.state_dict().items()}) == before
 
 
+def test_batch_statistics_of_one_image_more_than_a_chunk(data: Data) -> None:
+    model = VICTIMS["cnn-small"](data, Dice(0))
+    assert len(batch_statistics_predictions(model, data.images[:11], chunk=10)) == 11
+
+
 def test_batch_statistics_differ_from_eval_mode(data: Data) -> None:
     """Shifted test images: eval mode sees the shift, batch statistics normalise it away."""
     model = VICTIMS["cnn"](data, Dice(0))

@@ -40,8 +40,11 @@ def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int
     beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
     """
     twin = deepcopy(model)
+    parts = images.tensor_split(
+        max(1, -(-len(images) // chunk))
+    )  # of equal size: a last one of a single image has no spread
     with mode(twin, train=True):
-        return torch.cat([predict(twin, images[i : i + chunk]) for i in range(0, len(images), chunk)])
+        return torch.cat([predict(twin, part) for part in parts])
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
