@@ -238,11 +238,23 @@ def test_a_class_that_was_never_seen_gets_the_lowest_score(data: Data) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("linear-swm", "did you mean linear-svm"), ("KNeighbours", "KNeighborsClassifier"), ("cn", "did you mean cnn")],
+    [
+        ("linear-swm", "did you mean linear-svm"),
+        ("KNeighbours", "KNeighborsClassifier"),
+        ("cn", "did you mean cnn"),
+        ("cnn+adm", "unknown recipe 'adm'; did you mean adam"),
+        ("linear-svm+adam", "is no network"),
+    ],
 )
 def test_unknown_victims(name: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         victim(name)
+
+
+def test_networks_with_other_recipes() -> None:
+    assert victim("cnn+adam").recipe.optimizer == "adam"
+    assert victim("cnn+adabound", epochs=2).epochs == 2
+    assert victim("cnn") == VICTIMS["cnn"]
 
 
 def test_a_classifier_that_needs_arguments_is_refused(data: Data) -> None:

@@ -86,6 +86,16 @@ class Classical:
 
 
 DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosine")
+OTHERWISE = replace(DEFAULT, momentum=0.0, schedule="constant")
+
+RECIPES: dict[str, Recipe] = {
+    "default": DEFAULT,
+    "sgd": replace(OTHERWISE, optimizer="sgd", lr=0.1),
+    "momentum": replace(OTHERWISE, optimizer="sgd", lr=0.02, momentum=0.9),
+    "adam": replace(OTHERWISE, optimizer="adam", lr=1e-3),
+    "rmsprop": replace(OTHERWISE, optimizer="rmsprop", lr=1e-3),
+    "adabound": replace(OTHERWISE, optimizer="adabound", lr=1e-3),
+}
 
 VICTIMS: dict[str, Victim | Classical] = {
     **{name: Victim(network=name, recipe=DEFAULT) for name in NETWORKS},
@@ -94,18 +104,25 @@ VICTIMS: dict[str, Victim | Classical] = {
 
 
 def victim(name: str, epochs: int | None = None) -> Victim | Classical:
-    """A key of VICTIMS, or any classifier of scikit-learn by its class name; networks may train for other `epochs`.
+    """A victim by its name; networks may train for other `epochs`.
+
+    The name is a key of VICTIMS, a network and a key of RECIPES as in "cnn+adam", or the class name of any classifier
+    of scikit-learn.
 
     Raises:
         InputError: there is no such victim.
     """
+    base, plus, recipe = name.partition("+")
     if name not in VICTIMS and name[:1].isupper():
         estimator(name)
         return Classical(name=name)
-    found = lookup(VICTIMS, name, "victim")
-    if isinstance(found, Classical) or epochs is None:
+    found = lookup(VICTIMS, base, "victim")
+    if isinstance(found, Classical):
+        if plus:
+            raise InputError(f"{base} is no network and has no recipe {recipe!r}")
         return found
-    return replace(found, recipe=replace(found.recipe, epochs=epochs))
+    chosen = lookup(RECIPES, recipe, "recipe") if plus else found.recipe
+    return replace(found, recipe=replace(chosen, epochs=epochs or chosen.epochs))
 
 
 def network(name: str, epochs: int | None = None) -> Victim:

@@ -34,21 +34,19 @@ from miscue.readers import read
 from miscue.report import page
 from miscue.run import evaluate as evaluate_run
 from miscue.run import fingerprint, lines, provenance, save_samples
-from miscue.victims import VICTIMS, victim
+from miscue.victims import RECIPES, VICTIMS, victim
 from miscue.workers import cores
 
-TEST_SHARE = Annotated[
-    float | None,
-    typer.Option(help="Hold this share of CLEAN out as the test set where it has none.", show_default=False),
-]
+VICTIMS_HELP = (
+    f"Comma-separated: {', '.join(VICTIMS)}; a network with another recipe, such as cnn+adam "
+    f"({', '.join(RECIPES)}); or any classifier of scikit-learn by its class name."
+)
 
 
 def evaluate(
     clean: DATA,
     poisoned: Annotated[str, typer.Argument(help="The poisoned copy of CLEAN.", show_default=False)],
-    victims: Annotated[
-        str, typer.Option(help=f"Comma-separated: {', '.join(VICTIMS)}, or a classifier of scikit-learn.")
-    ] = "cnn",
+    victims: Annotated[str, typer.Option(help=VICTIMS_HELP)] = "cnn",
     repeats: Annotated[int, typer.Option(help="Fresh victims for each condition.", min=1)] = 5,
     epochs: Annotated[
         int | None,
