@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,59 @@ def test_pseudo_update_gradient_against_finite_differences(objective: str, gradi
         measured = (values[0] - values[1]) / (2 * h)
         claimed = sum((s * d).sum() for s, d in zip(slopes, way, strict=True))
         assert torch.allclose(claimed, measured, rtol=1e-3, atol=1e-9)
+
+
+def in_use(victim: torch.nn.Sequential, x: Tensor, poisoned: Tensor) -> Tensor:
+    """Scores of clean images in eval mode, where BatchNorm has kept the statistics of the poisoned ones."""
+    for layer in victim:
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            dims = [0, *range(2, poisoned.ndim)]
+            kept = poisoned.mean(dims), poisoned.var(dims, correction=0)
+            x, poisoned = (F.batch_norm(z, *kept, layer.weight, layer.bias, eps=layer.eps) for z in (x, poisoned))
+        else:
+            x, poisoned = layer(x), layer(poisoned)
+    return x
+
+
+@pytest.mark.parametrize("gradient", [exact, difference])
+def test_eval_mode_gradient_against_finite_differences(gradient: object) -> None:
+    """With BatchNorm, whose statistics are those of the poisoned batch and depend on the generator themselves."""
+    data = striped(12, size=9)
+    surrogate = build(Plan(name="cnn-small-bounded", shape=data.shape, options={"classes": 3}), Dice(1)).double()
+    surrogate.train()
+    noise = build(Plan(name="unet", shape=data.shape, options={"eps": 0.1, "channels": (4, 4)}), Dice(2)).double()
+    batch = Batch(x=0.2 + 0.6 * floats(data.images).double(), y=data.labels, index=torch.arange(12))
+    drive = towards((1, 2, 0), "cpu")
+    options = {"objective": drive, "alpha": 0.5, "reach": 1e-8, **OTHERWISE}
+    look = Lookahead(surrogate=surrogate, generator=noise, eval_mode=True, **options)
+    theta = dict(surrogate.named_parameters())
+
+    def value() -> Tensor:
+        """By the formula and nothing else."""
+        poisoned = (batch.x + noise(batch.x)).clamp(0, 1)
+        inner = F.cross_entropy(surrogate(poisoned), batch.y)
+        slopes = torch.autograd.grad(inner, list(theta.values()))
+        victim = deepcopy(surrogate)
+        with torch.no_grad():
+            for parameter, slope in zip(victim.parameters(), slopes, strict=True):
+                parameter -= look.alpha * slope
+            return drive(in_use(victim, batch.x, poisoned), batch.y)
+
+    slopes = gradient(look, theta, batch).xi
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        way = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in noise.parameters()]
+        h, values = 1e-8, []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for p, d in zip(noise.parameters(), way, strict=True):
+                    p.add_(d, alpha=sign * h)
+            values.append(value())
+        with torch.no_grad():
+            for p, d in zip(noise.parameters(), way, strict=True):
+                p.add_(d, alpha=h)
+        claimed = sum((s * d).sum() for s, d in zip(slopes, way, strict=True))
+        assert torch.allclose(claimed, (values[0] - values[1]) / (2 * h), rtol=1e-3, atol=1e-9)
 
 
 def test_difference_points_where_exact_does() -> None:

@@ -17,7 +17,8 @@ Where we differ from the text: clipping passes gradients straight through, and, 
 alpha is separate from the surrogate's own training rate; a trial may be shorter than a pass over the data; several
 surrogates of different ages may be watched side by side, each step following the mean of their gradients; the generator
 may start warm and its rate fall; in online trials nothing is frozen, the surrogate trains on what xi' makes at that
-step; the mean of the latest weights may be released; `objective="unlikelihood"` descends on -log(1 - p_y);
+step; the mean of the latest weights may be released; the look ahead may be a victim's in eval mode, which is what a
+label map needs; `objective="unlikelihood"` descends on -log(1 - p_y);
 `gradient="difference"` replaces the exact mixed derivative by a finite difference of first-order gradients. The
 defaults are the paper's settings for MNIST. The frozen generator runs in eval mode: the surrogate trains on exactly
 what would be released, but for rounding.
@@ -139,6 +140,7 @@ def deepconfuse(
     objective: str = "cross-entropy",
     gradient: str = "exact",
     reach: float = 0.02,
+    lookahead: str = "training",
     algorithm: str = "2",
     held_out: float = 0.1,
     patience: int = 0,
@@ -169,6 +171,8 @@ def deepconfuse(
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
         reach: how far "difference" looks along the objective's slope, as a share of the surrogate's norm.
+        lookahead: the mode of BatchNorm in the loss beyond the pseudo-update: "training" normalises clean images by
+            their own batch, as the authors' code does, "eval" by the poisoned batch, as a victim in use will.
         algorithm: "1" stores each trial's trajectory and ascends along it, "2" ascends alongside.
         held_out: share of the training data kept aside to measure the damage after each trial.
         patience: stop after this many trials without new damage on held-out data; 0 never stops early.
@@ -192,6 +196,7 @@ def deepconfuse(
     if algorithm == "1" and pool > 1:
         raise InputError("algorithm 1 watches one surrogate at a time; choose 2 for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
+    ahead_in = lookup({"training": "training", "eval": "eval"}, lookahead, "mode of the look ahead")
     follow = lookup(GRADIENTS, gradient, "gradient")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=follow)
     drive = lookup(OBJECTIVES, objective, "objective")
@@ -232,6 +237,7 @@ def deepconfuse(
             likeness=torch.tensor(likeness(eta), device=attacker.device),
             reach=reach,
             counts=phase.walk is online,
+            eval_mode=ahead_in == "eval",
         )
         each = per_trial // size
         stream = batches(

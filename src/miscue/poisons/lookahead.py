@@ -5,12 +5,18 @@
 
 Its gradient for the generator's xi is of second order. `exact` differentiates twice; `difference` comes to the same in
 the limit by first-order passes. Clipping to [0, 1] passes gradients straight through.
+
+Where the surrogate has BatchNorm, the loss beyond has two readings. In training mode, as in the authors' code, the
+clean batch is normalised by its own statistics. A victim in eval mode normalises clean images by what it kept of
+*poisoned* ones; `eval_mode` looks ahead to that, and the statistics, which depend on xi too, pass on their gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +38,7 @@ class Lookahead:
     likeness: int64 (classes,), for `imitation`: the class whose images those labelled y are to look like, -1 for none.
     reach: how far `difference` moves theta, as a share of its norm.
     counts: whether the poisoned batch moves the surrogate's running statistics, as its own training step does.
+    eval_mode: whether clean images are normalised as a victim in eval mode does it, by the statistics of poisoned ones.
     """
 
     surrogate: nn.Module
@@ -41,6 +48,16 @@ class Lookahead:
     likeness: Tensor
     reach: float
     counts: bool
+    eval_mode: bool = False
+
+    def beyond(self, ahead: Weights, x: Tensor, poisoned: Tensor, y: Tensor) -> Tensor:
+        """The objective at theta' = `ahead` on clean images x."""
+        scratch = buffers_of(self.surrogate)
+        if not self.eval_mode:
+            return self.objective(functional_call(self.surrogate, (ahead, scratch), (x,)), y)
+        with normalised_by_the_rest(self.surrogate, len(x)):
+            scores = functional_call(self.surrogate, (ahead, scratch), (torch.cat([x, poisoned]),))
+        return self.objective(scores[: len(x)], y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +77,7 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     )
     slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
     ahead = {name: w - look.alpha * s for (name, w), s in zip(theta.items(), slope, strict=True)}
-    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
+    outer = look.beyond(ahead, batch.x, poisoned, batch.y)
     return Slopes(theta=slope, xi=torch.autograd.grad(outer, list(look.generator.parameters())))
 
 
@@ -85,12 +102,12 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     ahead = {
         name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
     }
-    outer = look.objective(functional_call(look.surrogate, (ahead, scratch), (batch.x,)), batch.y)
-    v = torch.autograd.grad(outer, list(ahead.values()))
+    outer = look.beyond(ahead, batch.x, leaf, batch.y)
+    *v, direct = torch.autograd.grad(outer, [*ahead.values(), leaf], materialize_grads=True)
     h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
     beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
     (there,) = torch.autograd.grad(image_loss(beside, scratch), leaf)
-    along = -look.alpha * (here - there) / h
+    along = direct - look.alpha * (here - there) / h
     return Slopes(theta=tuple(slope), xi=torch.autograd.grad(poisoned, list(look.generator.parameters()), along))
 
 
@@ -116,6 +133,29 @@ def rest(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
 def clipped(x: Tensor) -> Tensor:
     """clip(x, 0, 1), whose gradient passes straight through: noise that the border of [0, 1] cuts off can come back."""
     return x + (x.clamp(0, 1) - x).detach()
+
+
+@contextmanager
+def normalised_by_the_rest(model: nn.Module, count: int) -> Iterator[None]:
+    """For a block, BatchNorm takes its statistics from all of a batch but the first `count`, and keeps nothing."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.forward = partial(normalised, layer, count)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def normalised(layer: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) -> Tensor:
+    """BatchNorm's formula for (n, features) or (n, features, h, w), with the statistics of x[count:]."""
+    dims = [0, *range(2, x.ndim)]
+    variance, mean = torch.var_mean(x[count:], dims, correction=0, keepdim=True)
+    z = (x - mean) * torch.rsqrt(variance + layer.eps)
+    if not layer.affine:
+        return z
+    return z * layer.weight.view(mean.shape) + layer.bias.view(mean.shape)
 
 
 def buffers_of(model: nn.Module) -> Weights:
