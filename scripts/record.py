@@ -44,7 +44,7 @@ def add(table: str, run: Path) -> None:
             target,
             {
                 "table": table,
-                "row": row | {"trial": trial["trial"], "minutes": round(trial["minutes"], 2)},
+                "row": row | {"trial": trial["trial"]},
                 "measure": "held_out_hit_rate" if "held_out_hit_rate" in trial else "held_out_accuracy",
                 "published": None,
                 "mean": round(trial.get("held_out_hit_rate", trial["held_out_accuracy"]), 2),
@@ -56,7 +56,7 @@ def add(table: str, run: Path) -> None:
                 "device": settings["device"],
                 "commit": settings["commit"],
                 "command": f"miscue poison {manifest.get('method')} --preset {manifest.get('preset')}",
-                "note": "a surrogate of the attacker on held-out training images",
+                "note": f"a surrogate on held-out training images after {trial['minutes']:.1f} minutes of crafting",
             },
         )
 
