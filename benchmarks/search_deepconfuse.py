@@ -49,19 +49,17 @@ SETTINGS: dict[str, Setting] = {
     "base": Setting(),
     "no warm start": Setting(options={"warm_up": 0, "online_trials": 4}),
     "warm start only": Setting(options={"warm_up": 9, "online_trials": 0}),
-    "warm start without cnn": Setting(options={"warm_up_surrogates": ""}),
     "one surrogate at a time": Setting(options={"pool": 1}),
     "Algorithm 2": Setting(options={"online_trials": 0, "trials": 3}),
     "no mean of the weights": Setting(options={"generator_mean": 0.0}),
-    "constant rate": Setting(options={"generator_schedule": "constant"}),
+    "look ahead in eval mode": Setting(options={"lookahead": "eval"}),
     "generator rate 3e-3": Setting(options={"generator_lr": 3e-3}),
     "generator rate 3e-4": Setting(options={"generator_lr": 3e-4}),
     "alpha 0.1": Setting(options={"alpha": 0.1}),
     "alpha 1": Setting(options={"alpha": 1.0}),
-    "difference": Setting(options={"gradient": "difference", "online_trials": 5}),
-    "unlikelihood": Setting(options={"objective": "unlikelihood"}),
+    "150 steps a trial": Setting(options={"steps": 150, "warm_up": 4, "online_trials": 6}),
     "surrogate cnn": Setting(surrogate="cnn"),
-    "batch 32": Setting(batch_size=32, options={"steps": 500}),
+    "u-net": Setting(options={"generator": "unet", "online_trials": 2}),
 }
 
 
