@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell
+from miscue.marks import Pixels
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, deepconfuse
 from miscue.run import craft, evaluate, fingerprint, lines
@@ -206,3 +208,24 @@ def test_jobs_side_by_side_give_the_same_cells(tmp_path: Path, pair: tuple[Arena
     assert len(cells(1)) == 4
     assert cells(1) == cells(2)
     assert stripped(tmp_path / "2" / "records.jsonl")
+
+
+def test_the_share_near_the_pixel_grows_where_only_the_pixel_tells(data: Data) -> None:
+    """Where images tell nothing else, the poisoned network looks at a pixel in the lower right, unlike a clean one."""
+    places, values = torch.tensor([[10, 8], [10, 10], [-1, 0]]), torch.full((3, 1), 255, dtype=torch.uint8)
+    dark = data.with_images(data.images // 4)
+    perturbation = Perturbation(mark=Pixels(places=places, values=values, shape=data.shape), eps=1.0)
+    shuffled = dark.with_images(dark.images[torch.randperm(len(dark), generator=torch.Generator().manual_seed(0))])
+    recipe = Recipe(optimizer="adam", lr=3e-3, epochs=8, batch_size=32)
+    one = Victim(network="cnn-plain", recipe=recipe)
+    pair = (
+        arenas(dark, perturbation(dark), dark, perturbation)[0],
+        arenas(shuffled, perturbation(shuffled), dark, perturbation)[1],
+    )
+    clean, poisoned = (
+        whole_cell([Contest(arena=arena, name="v", victim=one, seed=0, label_map=None, device="cpu")], 0)
+        for arena in pair
+    )
+    assert poisoned["near_pixel"] > clean["near_pixel"] + 10
+    assert np.asarray(poisoned["maps"]).shape == (3, 12, 12)
+    assert 0 <= np.asarray(poisoned["maps"]).min() <= np.asarray(poisoned["maps"]).max() <= 99

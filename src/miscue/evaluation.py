@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
+from miscue.explainers import gradcam
+from miscue.marks import Pixels
 from miscue.measures.accuracy import (
     accuracy,
     batch_statistics_predictions,
@@ -22,7 +24,8 @@ from miscue.measures.accuracy import (
     percent,
     predictions,
 )
-from miscue.models.networks import has_batch_norm
+from miscue.measures.attention import class_maps, share_near
+from miscue.models.networks import has_batch_norm, has_convolution
 from miscue.perturbation import Perturbation
 from miscue.victims import AnyVictim
 
@@ -34,7 +37,9 @@ MEASURES = (
     "noise_accuracy_train",
     "noise_accuracy_test",
     "test_accuracy_batch_statistics",
+    "near_pixel",
 )
+LOOKED_AT = 2000  # test images that the explanations are of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,7 @@ class Arena:
 
     train: what they are trained on; test: clean images they are scored on.
     noise_train, noise_test: the noise alone, float (n, c, h, w), where there is noise and it can be made.
+    pixels, pixel_test: for a poison of pixels, where they are, and the test images with them.
     """
 
     condition: str
@@ -50,6 +56,8 @@ class Arena:
     test: Data
     noise_train: Tensor | None = None
     noise_test: Tensor | None = None
+    pixels: Pixels | None = None
+    pixel_test: Data | None = None
 
 
 def arenas(clean: Data, poisoned: Data, test: Data, perturbation: Perturbation | None) -> tuple[Arena, Arena]:
@@ -63,15 +71,19 @@ def arenas(clean: Data, poisoned: Data, test: Data, perturbation: Perturbation |
             f"the clean {tuple(clean.images.shape)} and the poisoned set {tuple(poisoned.images.shape)} "
             "do not hold the same images in the same order: sizes or labels differ"
         )
-    noise_test = noise(test.images, perturbation(test).images) if perturbation else None
+    marked = perturbation(test) if perturbation else None
+    pixels = perturbation.mark if perturbation and isinstance(perturbation.mark, Pixels) else None
+    pixel_test = marked.take(slice(0, LOOKED_AT)) if marked and pixels else None
     return (
-        Arena(condition="clean", train=clean, test=test),
+        Arena(condition="clean", train=clean, test=test, pixels=pixels, pixel_test=pixel_test),
         Arena(
             condition="poisoned",
             train=poisoned,
             test=test,
             noise_train=noise(clean.images, poisoned.images),
-            noise_test=noise_test,
+            noise_test=noise(test.images, marked.images) if marked else None,
+            pixels=pixels,
+            pixel_test=pixel_test,
         ),
     )
 
@@ -150,7 +162,19 @@ def measure(model: nn.Module, arena: Arena, predicted: Tensor, *, label_map: Seq
             percent(batch_statistics_predictions(model, arena.test.images) == labels) if batch_norm else None
         ),
         "confusion": confusion(predicted, labels, len(arena.test.classes)),
-    }
+    } | attention(model, arena)
+
+
+def attention(model: nn.Module, arena: Arena) -> dict[str, Any]:
+    """Where a model looks at images that have a pixel in them: the share of its Grad-CAM mass within 3 pixels of it.
+
+    "maps" are the mean maps of the classes, whole numbers from 0 to 99 that a picture can be made of.
+    """
+    if arena.pixels is None or arena.pixel_test is None or not has_convolution(model):
+        return {"near_pixel": None}
+    maps = class_maps(model, arena.pixel_test, gradcam)
+    tones = (99 * maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).round().int()
+    return {"near_pixel": share_near(maps, arena.pixels.places), "maps": tones.tolist()}
 
 
 def noise_accuracy(model: nn.Module, noise: Tensor | None, labels: Tensor) -> float | None:
@@ -165,7 +189,7 @@ def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         groups.setdefault((one["victim"], one["condition"]), []).append(one)
     for (victim, condition), members in groups.items():
         for name in MEASURES:
-            values = [one[name] for one in members if one[name] is not None]
+            values = [one[name] for one in members if one.get(name) is not None]
             if values:
                 yield {
                     "row": {"victim": victim, "condition": condition},

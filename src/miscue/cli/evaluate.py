@@ -29,6 +29,7 @@ from miscue.data import Splits
 from miscue.errors import InputError
 from miscue.evaluation import arenas
 from miscue.labels import label_map
+from miscue.marks import Pixels
 from miscue.perturbation import Perturbation
 from miscue.readers import read
 from miscue.report import page
@@ -143,6 +144,7 @@ def evaluate_sets(
         "manifest": manifest or None,
         "classes": list(classes),
         "label_map": targets,
+        "places": kept.mark.places.tolist() if kept and isinstance(kept.mark, Pixels) else None,
         "victims": {name: asdict(victim) for name, victim in chosen.items()},
         "repeats": repeats,
     } | provenance(command_line(), device)

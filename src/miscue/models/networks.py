@@ -144,6 +144,11 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
+def has_convolution(model: nn.Module) -> bool:
+    """Whether there are feature maps to look at."""
+    return any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
 def placed(model: nn.Module, device: str | torch.device) -> nn.Module:
     """`model`, moved in place to `device` with its convolutions in channels-last order, which is the faster one."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

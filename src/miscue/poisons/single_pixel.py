@@ -19,10 +19,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from cmaes import CMAwM
 from torch import Tensor, nn
 
 from miscue.data import Data, hold_out
@@ -39,6 +39,9 @@ from miscue.population import FitMany, Member, population
 from miscue.train import Recipe
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError
+
+if TYPE_CHECKING:
+    from cmaes import CMAwM
 
 STARTS = ("random", "shortcut")
 
@@ -214,6 +217,8 @@ def outside(maps: Tensor, interest: float) -> Tensor:
 
 def make_strategy(space: Space, first: Pixels | None, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
     """CMA-ES at its start: around `first`, or around places and intensities drawn from the dice."""
+    from cmaes import CMAwM  # brings scipy
+
     bounds, steps = space.bounds()
     dice = attacker.dice.named("search")
     if first is None:

@@ -343,6 +343,9 @@ def png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+FRAME = (232, 89, 60)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strip:
     """A sample strip: per column {"name", "original", "noise", "poisoned"}, the last three data URIs.
@@ -393,3 +396,27 @@ def strip(
     scale = max(1, COLUMN // max(width, 1))
     more = len(first) - len(order)
     return Strip(columns=columns, width=width * scale, height=height * scale, stride=stride, more=more)
+
+
+def attention(maps: np.ndarray, places: Sequence[Sequence[int]] | None) -> list[str]:
+    """Mean maps as pictures, dark to bright, the pixel of each class in a frame.
+
+    Args:
+        maps: (classes, h, w), not negative.
+        places: row and column of each class's pixel, row -1 for none.
+    """
+    scale = max(2, COLUMN // max(maps.shape[2], 1))
+    pictures = []
+    for label, one in enumerate(maps):
+        tones = np.repeat(np.repeat(255 * one / max(one.max(), 1e-12), scale, axis=0), scale, axis=1)
+        image = np.stack([tones] * 3).round().astype(np.uint8)
+        row, column = places[label] if places else (-1, 0)
+        if row >= 0:
+            low = [max(0, (place - 1) * scale) for place in (row, column)]
+            high = [min(side, (place + 2) * scale) for side, place in zip(tones.shape, (row, column), strict=True)]
+            frame = np.zeros(tones.shape, dtype=bool)
+            frame[low[0] : high[0], low[1] : high[1]] = True
+            frame[low[0] + 1 : high[0] - 1, low[1] + 1 : high[1] - 1] = False
+            image[:, frame] = np.array(FRAME, dtype=np.uint8)[:, None]
+        pictures.append(png(image))
+    return pictures

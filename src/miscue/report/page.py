@@ -40,6 +40,10 @@ MEASURES = {
         "Noise alone, test set",
         "Right when shown nothing but the noise made for test images.",
     ),
+    "near_pixel": (
+        "Looks at the pixel",
+        "Share of the Grad-CAM mass within 3 pixels of the poison's pixel, on test images that have it.",
+    ),
     BATCH: ("Test accuracy, batch statistics", "For comparison only; see the note below."),
     "seconds": ("Training time, seconds", ""),
 }
@@ -489,6 +493,7 @@ def _section(run: Run, victim: str) -> dict[str, Any]:
                 "seeds": _seeds(len(cells)),
                 "curves": figures.curves(runs, tone=condition),
                 "confusion": matrix,
+                "maps": _maps(run, cells),
             }
         )
     matrices = [panel for panel in panels if panel["confusion"]]
@@ -496,8 +501,21 @@ def _section(run: Run, victim: str) -> dict[str, Any]:
         "name": victim,
         "panels": panels,
         "matrices": matrices,
+        "looked": [panel for panel in panels if panel["maps"]],
         "learned": any(p["curves"] for p in panels),
     }
+
+
+def _maps(run: Run, cells: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Where the networks look, as a picture for each class: the mean over the seeds."""
+    k = len(run.classes)
+    found = [np.asarray(cell["maps"], dtype=float) for cell in cells if isinstance(cell.get("maps"), list)]
+    found = [maps for maps in found if maps.ndim == 3 and len(maps) == k]
+    if not found:
+        return []
+    places = run.settings.get("places")
+    pictures = figures.attention(np.mean(found, axis=0), places if isinstance(places, list) else None)
+    return [{"name": name, "picture": picture} for name, picture in zip(run.classes, pictures, strict=True)][:60]
 
 
 def _square(matrix: Any, k: int) -> bool:
