@@ -51,15 +51,11 @@ SETTINGS: dict[str, Setting] = {
     "warm start only": Setting(options={"warm_up": 9, "online_trials": 0}),
     "one surrogate at a time": Setting(options={"pool": 1}),
     "Algorithm 2": Setting(options={"online_trials": 0, "trials": 3}),
-    "no mean of the weights": Setting(options={"generator_mean": 0.0}),
-    "look ahead in eval mode": Setting(options={"lookahead": "eval"}),
     "generator rate 3e-3": Setting(options={"generator_lr": 3e-3}),
     "generator rate 3e-4": Setting(options={"generator_lr": 3e-4}),
     "alpha 0.1": Setting(options={"alpha": 0.1}),
     "alpha 1": Setting(options={"alpha": 1.0}),
-    "150 steps a trial": Setting(options={"steps": 150, "warm_up": 4, "online_trials": 6}),
     "surrogate cnn": Setting(surrogate="cnn"),
-    "u-net": Setting(options={"generator": "unet", "online_trials": 2}),
 }
 
 

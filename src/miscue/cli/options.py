@@ -33,7 +33,10 @@ OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RESIZE = Annotated[int | None, typer.Option(help="Make all images N x N pixels.", metavar="N")]
 THREADS = Annotated[
-    int, typer.Option(help="CPU threads. More than one pays only for large nets on an idle machine.", min=1)
+    int,
+    typer.Option(
+        help="CPU threads. A pool of surrogates shares them; for one small net more than 1 hardly pays.", min=1
+    ),
 ]
 
 
