@@ -246,3 +246,30 @@ def test_help_names_every_option_with_its_default() -> None:
 
 def test_version() -> None:
     assert miscue("--version").stdout.startswith("miscue ")
+
+
+def test_pixels_searched_killed_resumed_and_met_by_all_kinds_of_victims(npz: Path, tmp_path: Path) -> None:
+    """The search goes on after a kill and ends the same; records say where networks look, and what a forest does."""
+    search = ["--generations", "6", "--candidates", "3", "--images", "60", "--held-out", "30", "--finalists", "2"]
+    search += ["--surrogate", "cnn-small", "--epochs", "2", "--batch-size", "16", "--processes", "1", "--threads", "1"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    row = json.loads(miscue("poison", "single-pixel", npz, whole, *search, "--json").stdout)
+    assert row["changed_pixels"] == 1
+    command = [sys.executable, "-m", "miscue", "poison", "single-pixel", str(npz), str(cut), *search]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = tmp_path / "cut.craft" / "craft.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut.craft" / "perturbation.safetensors").exists(), "killed too late to show anything"
+    miscue("poison", "single-pixel", npz, cut, *search)
+    assert torch.equal(read(cut).train.images, read(whole).train.images)
+    words = ["--victims", "cnn-small+adam,random-forest", "--repeats", "1", "--epochs", "1", "--jobs", "1", "--json"]
+    records = [json.loads(line) for line in miscue("evaluate", npz, whole, *words).stdout.splitlines()]
+    looked = {r["row"]["victim"] for r in records if r["measure"] == "near_pixel"}
+    scored = {r["row"]["victim"] for r in records if r["measure"] == "test_accuracy"}
+    assert looked == {"cnn-small+adam"}
+    assert scored == {"cnn-small+adam", "random-forest"}
+    assert "where it looks" in (tmp_path / "whole.run" / "report.html").read_text()
