@@ -6,7 +6,8 @@ A victim step is forward, backward and update of the surrogate on one batch of 6
 in victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
 beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
 4/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
-"online" saves the surrogate's own step and one G; a step of the warm start needs 5/3 V and 3 G.
+"online" saves the surrogate's own step and one G; a step of the warm start needs 5/3 V and 3 G. All but one row is of
+one thread; where two surrogates share two, the time is that of each one's batch.
 """
 
 from __future__ import annotations
@@ -39,8 +40,15 @@ def main() -> None:
         options = fast.options | {"warm_up_surrogates": "", "trials": 1, "steps": 100_000}
 
         def walk(attacker: Attacker = attacker, options: dict = options, **kind: object) -> Callable[[], None]:
-            steps = deepconfuse.steps(data, attacker, **options | kind)
-            return lambda: list(islice(steps, INNER)).clear()
+            pool = int(kind.get("pool", 1))
+            steps = deepconfuse.steps(data, attacker, **options | {"pool": pool} | kind)
+
+            def some() -> None:
+                torch.set_num_threads(pool)
+                list(islice(steps, INNER // pool)).clear()
+                torch.set_num_threads(1)
+
+            return some
 
         plan = Plan(name=surrogate, shape=data.shape, options={"classes": 10})
         model = placed(build(plan, Dice(0)), "cpu").train()
@@ -51,7 +59,8 @@ def main() -> None:
             f"{name}, {gradient}": {"warm_up": 0, "gradient": gradient, "online_trials": int(name == "online")}
             for name in ("2", "online")
             for gradient in ("difference", "exact")
-        } | {"warm start": {"warm_up": 1}}
+        } | {"warm start": {"warm_up": 1, "online_trials": 0, "trials": 1}}
+        kinds |= {"online, exact, two on two threads": {"warm_up": 0, "online_trials": 1, "pool": 2}}
         cases |= {name: walk(**kind) for name, kind in kinds.items()}
         times = interleaved(cases, rounds=ROUNDS)
         for name in kinds:
