@@ -143,7 +143,9 @@ def test_an_interrupt_ends_with_one_line(npz: Path, tmp_path: Path) -> None:
         "--threads",
         "1",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # whoever starts the tests in the background has interrupts ignored, and children inherit that
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **listening)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out.craft" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
