@@ -55,6 +55,7 @@ SETTINGS: dict[str, Setting] = {
     "generator rate 3e-4": Setting(options={"generator_lr": 3e-4}),
     "alpha 0.1": Setting(options={"alpha": 0.1}),
     "alpha 1": Setting(options={"alpha": 1.0}),
+    "rate 3e-3, alpha 0.1, five minutes": Setting(options={"generator_lr": 3e-3, "alpha": 0.1, "online_trials": 9}),
     "surrogate cnn": Setting(surrogate="cnn"),
 }
 
