@@ -65,7 +65,10 @@ def main() -> None:
         times = interleaved(cases, rounds=ROUNDS)
         for name in kinds:
             row = {"benchmark": "deepconfuse step", "surrogate": surrogate, "algorithm": name, "batch": 64}
-            row |= {"generator": options.get("generator", "encoder-decoder"), "threads": torch.get_num_threads()}
+            row |= {
+                "generator": options.get("generator", "encoder-decoder"),
+                "threads": int(kinds[name].get("pool", 1)),
+            }
             mean, spread = ratio(times, name, "victim")
             note = f"a victim step took {1000 * min(times['victim']) / INNER:.1f} ms at best"
             record(row, "ratio", mean, spread, ROUNDS, note=note)
