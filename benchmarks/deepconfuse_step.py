@@ -7,7 +7,8 @@ in victim steps V and generator forward passes G: the surrogate's own step V; th
 beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
 4/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
 "online" saves the surrogate's own step and one G; a step of the warm start needs 5/3 V and 3 G. All but one row is of
-one thread; where two surrogates share two, the time is that of each one's batch.
+one thread. In that row two surrogates share two threads: the wall time of one batch against a victim step on one
+thread, which in processor time is about twice as much.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def main() -> None:
             }
             mean, spread = ratio(times, name, "victim")
             note = f"a victim step took {1000 * min(times['victim']) / INNER:.1f} ms at best"
+            if "pool" in kinds[name]:
+                note += "; wall time on two threads against a victim step on one, not processor time"
             record(row, "ratio", mean, spread, ROUNDS, note=note)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     record({"benchmark": "deepconfuse step"}, "peak_mib", peak, 0, 1, note="whole process, 20,000 images of MNIST")
