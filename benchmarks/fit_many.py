@@ -15,7 +15,7 @@ import torch
 from common import interleaved, record
 from miscue.data import Data
 from miscue.dice import Dice
-from miscue.population import Member, keep, population, stacked_fits
+from miscue.population import Member, population, stacked_fits
 from miscue.readers import read
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -39,7 +39,7 @@ def main() -> None:
             if device == "cpu":
                 cases |= {
                     "all threads": lambda members=members: separate(data, members, cores(), device),
-                    "stacked": lambda members=members: list(stacked_fits((data,), members)),
+                    "stacked": lambda members=members: stacked(data, members),
                 }
             times = interleaved(cases, rounds=ROUNDS, warm=1)
         ways = [name for name in cases if name not in ("fit_many", "stacked")]
@@ -56,7 +56,13 @@ def separate(data: Data, members: list[Member], threads: int, device: str) -> No
     """One fit after another."""
     torch.set_num_threads(threads)
     for member in members:
-        keep(member.victim(data, member.dice, device=device), member)
+        member.victim(data, member.dice, device=device)
+
+
+def stacked(data: Data, members: list[Member]) -> None:
+    """The batched program, with as many threads as there are."""
+    torch.set_num_threads(cores())
+    list(stacked_fits((data,), members))
 
 
 if __name__ == "__main__":

@@ -65,5 +65,5 @@ class Perturbation:
     def load(path: Path) -> Perturbation:
         """Read what `save` wrote; InputError where the file is missing, damaged or of another kind."""
         tensors, facts = load_tensors(path, kind="perturbation")
-        mark = lookup(MARKS, facts["mark"], "mark").unpacked(tensors, facts, path)
+        mark = lookup(MARKS, facts.get("mark", ""), "mark").unpacked(tensors, facts, path)
         return Perturbation(mark=mark, eps=facts["eps"], settings=facts["settings"])

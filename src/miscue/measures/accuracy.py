@@ -40,9 +40,8 @@ def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int
     beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
     """
     twin = deepcopy(model)
-    parts = images.tensor_split(
-        max(1, -(-len(images) // chunk))
-    )  # of equal size: a last one of a single image has no spread
+    # parts of equal size, since a last one of a single image would have no spread
+    parts = images.tensor_split(max(1, -(-len(images) // chunk)))
     with mode(twin, train=True):
         return torch.cat([predict(twin, part) for part in parts])
 

@@ -159,12 +159,12 @@ def single_pixel(
             fitness = history[generation].tolist()
             strategy.tell([(raw, -value) for (_, raw), value in zip(asked, fitness, strict=True)])
             seen += zip(fitness, marks, strict=True)
-            seen = sorted(seen, key=lambda pair: -pair[0])[: max(finalists, 1)]
+            seen = sorted(seen, key=lambda pair: -pair[0])[:finalists]
             if not known:
                 measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness)}
                 measures |= {"best_fitness": seen[0][0]}
                 yield progress(seen[0][1], measures, history, generation + 1, total)
-        centre = space.decode(strategy_mean(strategy, space))
+        centre = space.decode(np.clip(strategy.mean, 0, 1))
         final = [mark for _, mark in seen] + [centre]
         rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(3)]
     means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
@@ -235,11 +235,6 @@ def make_strategy(space: Space, first: Pixels | None, sigma: float, candidates: 
     )
 
 
-def strategy_mean(strategy: CMAwM, space: Space) -> np.ndarray:
-    """Where the search stands at its end."""
-    return np.clip(strategy.mean, 0, 1)
-
-
 def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> list[float]:
     """The gap of a fresh network for each candidate; 0, the gap of a harmless one, where the worker died twice."""
     members = [Member(victim=victim, dice=dice, mark=mark) for mark in marks]
@@ -284,7 +279,7 @@ def hidden(model: nn.Module, data: Data) -> Tensor:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
-        summary="a search of about twenty minutes on two cores for MNIST",
+        summary="a search with a small network, for grey images such as MNIST",
         surrogate="cnn-plain",
         recipe=Recipe(optimizer="adam", lr=3e-3, epochs=3, batch_size=128),
     ),
