@@ -162,11 +162,11 @@ def deepconfuse(
         generator_mean: decay a step, below 1, of the running mean of the generator's weights, which is what is frozen
             and released; 0 takes the weights as they are.
         alpha: rate of the pseudo-update.
-        warm_up: trials before these in which the generator learns to make a surrogate that learns clean images take
+        warm_up: trials before others in which the generator learns to make a surrogate that learns clean images take
             the images of each class for those of the class that the label map sends there (y - 1 where there is none).
         warm_up_surrogates: networks that take turns in them, with commas between; the attacker's if there is none.
-        online_trials: trials between the two in which nothing is frozen: the surrogate trains on what the ascending
-            generator makes.
+        online_trials: trials after the warm start and before `trials` in which nothing is frozen: the surrogate trains
+            on what the ascending generator makes.
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
