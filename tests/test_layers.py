@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from miscue.models.generators import Last
-from miscue.models.layers import Conv2d
+from miscue.models.layers import BatchNorm2d, Conv2d
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -37,6 +37,44 @@ def test_conv2d_of_one_channel_against_finite_differences(padding: int) -> None:
 
     def scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional_call(quick, {"weight": weight, "bias": bias}, (x,)).tanh()
+
+    inputs = (x, quick.weight, quick.bias)
+    assert gradcheck(scores, inputs)
+    assert gradgradcheck(scores, inputs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batch_norm_is_the_library_s(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    quick, library = BatchNorm2d(3), nn.BatchNorm2d(3)
+    nn.init.uniform_(quick.weight)
+    nn.init.uniform_(quick.bias)
+    library.load_state_dict(quick.state_dict())
+    x = (4 * torch.rand(5, 3, 4, 6) + 2).requires_grad_()
+    seen = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    a, b = quick(seen), library(seen)
+    assert torch.allclose(a, b, atol=1e-5)
+    way, second = torch.rand_like(a), torch.rand_like(x)
+    ours, theirs = (
+        torch.autograd.grad(y, [x, *model.parameters()], way, create_graph=True)
+        for y, model in ((a, quick), (b, library))
+    )
+    ours += torch.autograd.grad(ours[0], [x, quick.weight], second)
+    theirs += torch.autograd.grad(theirs[0], [x, library.weight], second)
+    assert all(torch.allclose(s, t, rtol=1e-4, atol=1e-5) for s, t in zip(ours, theirs, strict=True))
+    for name, buffer in library.state_dict().items():
+        assert torch.allclose(quick.state_dict()[name], buffer, atol=1e-6), name
+    assert torch.allclose(quick.eval()(x), library.eval()(x), atol=1e-5)
+
+
+def test_batch_norm_against_finite_differences() -> None:
+    torch.manual_seed(0)
+    quick = BatchNorm2d(2).double()
+    x = torch.rand(3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in quick.named_buffers()}
+        return functional_call(quick, {"weight": weight, "bias": bias} | buffers, (x,)).tanh()
 
     inputs = (x, quick.weight, quick.bias)
     assert gradcheck(scores, inputs)

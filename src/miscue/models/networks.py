@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from miscue.models.heads import Nystrom, RandomFourier
-from miscue.models.layers import Conv2d
+from miscue.models.layers import BatchNorm2d, Conv2d
 
 Shape = tuple[int, int, int]
 
@@ -37,7 +37,7 @@ def convolutional(
     for outputs in widths:
         layers.append(Conv2d(channels, outputs, kernel, padding=padding, bias=not batch_norm))
         if batch_norm:
-            layers.append(nn.BatchNorm2d(outputs))
+            layers.append(BatchNorm2d(outputs))
         layers.append(nn.ReLU())
         channels = outputs
         height, width = (side + 2 * padding - kernel + 1 for side in (height, width))

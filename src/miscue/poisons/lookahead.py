@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 from miscue.losses import unlikelihood
+from miscue.models.layers import across, affine, means, rows, unfolded
 
 Weights = dict[str, Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -150,12 +151,12 @@ def normalised_by_the_rest(model: nn.Module, count: int) -> Iterator[None]:
 
 def normalised(layer: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) -> Tensor:
     """BatchNorm's formula for (n, features) or (n, features, h, w), with the statistics of x[count:]."""
-    dims = [0, *range(2, x.ndim)]
-    variance, mean = torch.var_mean(x[count:], dims, correction=0, keepdim=True)
-    z = (x - mean) * torch.rsqrt(variance + layer.eps)
-    if not layer.affine:
-        return z
-    return z * layer.weight.view(mean.shape) + layer.bias.view(mean.shape)
+    t, channels = rows(x), x.shape[1]
+    others = t[count * (len(t) // len(x)) :]
+    mean = means(others, channels)
+    variance = means((others - across(mean, t)).square(), channels)
+    z = (t - across(mean, t)) * across(torch.rsqrt(variance + layer.eps), t)
+    return unfolded(affine(z, layer.weight, layer.bias), x.shape)
 
 
 def buffers_of(model: nn.Module) -> Weights:
