@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from miscue.cli.poison import full_options
+from miscue.poisons import POISONS, PRESETS
 from miscue.run import append, lines
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,12 @@ PUBLISHED: dict[tuple[str | None, ...], float] = {
     ("single-pixel", "fashion-mnist", "border_pixel", None, "poisoned", "test_error"): 49.6,
     ("single-pixel", "fashion-mnist", "single_pixel", None, "poisoned", "test_error"): 74.9,
 }
+CURVES = {
+    "held_out_hit_rate": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
+    "held_out_accuracy": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
+    "best_fitness": "the best of all candidates so far, after {minutes:.1f} minutes of the search",
+    "final_fitness": "the released pixels under three fresh seeds, after {minutes:.1f} minutes",
+}
 IN_ERRORS = ("single-pixel",)  # tables whose seed states errors, not accuracies
 
 
@@ -63,7 +71,7 @@ def as_stated(table: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def add(table: str, run: Path) -> None:
-    """Append the means of a run, and its crafting curve: held-out accuracy against minutes."""
+    """Append the means of a run, and the curve of its crafting."""
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
     target = ROOT / "results" / f"{table}.jsonl"
     for record in lines(run / "records.jsonl"):
@@ -72,16 +80,17 @@ def add(table: str, run: Path) -> None:
     trials = lines(run / "craft.jsonl")
     row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"], "curve": "crafting"}
     for trial in trials:
-        if "held_out_accuracy" not in trial:
+        measure = next((name for name in CURVES if name in trial), None)
+        if measure is None:
             continue  # a trial of the warm start
         append(
             target,
             {
                 "table": table,
                 "row": row | {"trial": trial["trial"]},
-                "measure": "held_out_hit_rate" if "held_out_hit_rate" in trial else "held_out_accuracy",
+                "measure": measure,
                 "published": None,
-                "mean": round(trial.get("held_out_hit_rate", trial["held_out_accuracy"]), 2),
+                "mean": round(trial[measure], 2),
                 "std": None,
                 "n": 1,
                 "scale": "laptop",
@@ -89,10 +98,20 @@ def add(table: str, run: Path) -> None:
                 "seconds": round(60 * trial["minutes"], 1),
                 "device": settings["device"],
                 "commit": settings["commit"],
-                "command": f"miscue poison {manifest.get('method')} --preset {manifest.get('preset')}",
-                "note": f"a surrogate on held-out training images after {trial['minutes']:.1f} minutes of crafting",
+                "command": command(manifest),
+                "note": CURVES[measure].format(minutes=trial["minutes"]),
             },
         )
+
+
+def command(manifest: dict[str, Any]) -> str:
+    """The crafting's command line, but for the paths."""
+    method, preset = manifest["method"], manifest["preset"]
+    usual = full_options(POISONS[method], PRESETS[method][preset].options)
+    other = {name: value for name, value in manifest["options"].items() if value != usual.get(name)}
+    lists = {name: ",".join(map(str, value)) for name, value in other.items() if isinstance(value, list | tuple)}
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in (other | lists).items()]
+    return " ".join([f"miscue poison {method.replace('_', '-')} --preset {preset}", *words])
 
 
 def cell(value: object) -> str:

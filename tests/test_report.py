@@ -303,6 +303,16 @@ def test_cut_line_is_left_out_and_named(tmp_path: Path) -> None:
     assert "unfinished" not in text
 
 
+def test_the_curve_of_a_search(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", craft=False)
+    rows = [{"minutes": 0.5 * i, "fitness": 40.0, "best_fitness": 30.0 + 5 * i} for i in range(1, 7)]
+    _write_lines(run / "craft.jsonl", [*rows, {"minutes": 3.2, "final_fitness": 51.5}])
+    text = _words(run)
+    assert "6 generations took 3.0 minutes and came from 35.0 to 60.0" in text
+    assert "under fresh seeds the pixels that were released come to 51.5." in text
+    assert "Best fitness goes from 35.0 % to 60.0 % in 3.0 minutes" in text
+
+
 def test_damaged_values_do_not_stop_the_page(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     lines = [json.loads(line) for line in (run / "cells.jsonl").read_text().splitlines()]

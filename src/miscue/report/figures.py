@@ -182,8 +182,8 @@ def _bracket(frame: _Frame, epoch: float, train: float, test: float) -> list[str
     ]
 
 
-def damage(points: Points) -> str:
-    """The crafting's damage curve: held-out accuracy (0 to 100) against minutes; "" where there is none."""
+def damage(points: Points, measure: str = "Held-out accuracy") -> str:
+    """The crafting's curve of a measure (0 to 100) against minutes; "" where there is none."""
     points = sorted(points)
     if not points:
         return ""
@@ -193,7 +193,7 @@ def damage(points: Points) -> str:
     out += [_element("circle", cx=frame.x(x), cy=frame.y(y), r=3.5, class_="point") for x, y in points]
     (_, first), (x, last) = points[0], points[-1]
     out.append(_text(frame.x(x) + 10, max(frame.y(last) + 5, frame.top + 8), number(last), class_="value"))
-    label = f"Held-out accuracy goes from {percent(first)} to {percent(last)} in {number(x)} minutes"
+    label = f"{measure} goes from {percent(first)} to {percent(last)} in {number(x)} minutes"
     return _svg(460, 298, out, tone="poisoned", label=label)
 
 

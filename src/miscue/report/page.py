@@ -526,18 +526,34 @@ def _square(matrix: Any, k: int) -> bool:
 
 
 def _craft(run: Run) -> dict[str, str] | None:
-    """The crafting's damage curve and a sentence about it."""
-    rows = [row for row in run.craft if finite(row.get("minutes")) and finite(row.get("held_out_accuracy"))]
-    if not rows:
+    """The crafting's damage curve, or that of its search, and a sentence about it."""
+    points = _curve(run, "held_out_accuracy")
+    if points:
+        best = min(points, key=lambda point: point[1])
+        text = (
+            "The accuracy that a victim keeps on held-out images, after each trial of the crafting. "
+            f"{len(points)} trials took {number(points[-1][0])} minutes; "
+            f"the lowest accuracy was {percent(best[1])}, after {number(best[0])} minutes."
+        )
+        return {"figure": figures.damage(points), "text": text}
+    points = _curve(run, "best_fitness")
+    if not points:
         return None
-    points = sorted((float(row["minutes"]), float(row["held_out_accuracy"])) for row in rows)
-    best = min(points, key=lambda point: point[1])
     text = (
-        "The accuracy that a victim keeps on held-out images, after each trial of the crafting. "
-        f"{len(points)} trials took {number(points[-1][0])} minutes; "
-        f"the lowest accuracy was {percent(best[1])}, after {number(best[0])} minutes."
+        "The best fitness so far, after each generation of the search: how many more poisoned training images than "
+        f"clean held-out ones a fresh network reads right, in percentage points. {len(points)} generations took "
+        f"{number(points[-1][0])} minutes and came from {number(points[0][1])} to {number(points[-1][1])}. The best of "
+        "many is partly luck"
     )
-    return {"figure": figures.damage(points), "text": text}
+    final = [row["final_fitness"] for row in run.craft if finite(row.get("final_fitness"))]
+    text += f": under fresh seeds the pixels that were released come to {number(final[-1])}." if final else "."
+    return {"figure": figures.damage(points, "Best fitness"), "text": text}
+
+
+def _curve(run: Run, measure: str) -> list[tuple[float, float]]:
+    """(minutes, measure) of the crafting's trials that have both."""
+    rows = [row for row in run.craft if finite(row.get("minutes")) and finite(row.get(measure))]
+    return sorted((float(row["minutes"]), float(row[measure])) for row in rows)
 
 
 def _facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
