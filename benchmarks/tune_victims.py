@@ -1,0 +1,91 @@
+"""Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
+
+    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--record] [--network cnn-plain] [DATA ...]
+
+Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
+image and no test image has a part in it. The best rates are those of `miscue.victims.RECIPES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+from torch import nn
+
+from common import RESULTS
+from miscue.data import Data, hold_out
+from miscue.dice import Dice
+from miscue.measures.accuracy import accuracy
+from miscue.population import Member, population
+from miscue.readers import read
+from miscue.run import append, commit, device_name
+from miscue.train import Recipe
+from miscue.victims import RECIPES, Victim
+
+GRIDS: dict[str, tuple[float, ...]] = {
+    "sgd": (0.03, 0.1, 0.3),
+    "momentum": (0.01, 0.03, 0.1),
+    "adam": (3e-4, 1e-3, 3e-3),
+    "rmsprop": (3e-4, 1e-3, 3e-3),
+    "adabound": (3e-4, 1e-3, 3e-3),
+}
+SEEDS = 2
+
+
+def on_held_out(model: nn.Module, member: Member, train: Data, kept: Data) -> float:
+    """Accuracy on the held-out images."""
+    return accuracy(model, kept)
+
+
+def main() -> None:
+    """Train the grid side by side; print and record each rate's mean over the seeds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="*", default=["mnist", "fashion-mnist"])
+    parser.add_argument("--network", default="cnn-plain")
+    parser.add_argument("--epochs", type=int, default=RECIPES["adam"].epochs)
+    parser.add_argument("--record", action="store_true")
+    asked, command = parser.parse_args(), "python benchmarks/tune_victims.py"
+    for data in asked.data:
+        train, kept = hold_out(read(data).train, 0.1, Dice(0).named("tune"))
+        recipes: dict[tuple[str, float], Recipe] = {
+            (name, rate): replace(RECIPES[name], lr=rate, epochs=asked.epochs)
+            for name, grid in GRIDS.items()
+            for rate in grid
+        }
+        members = [
+            Member(victim=Victim(network=asked.network, recipe=recipe), dice=Dice(seed))
+            for recipe in recipes.values()
+            for seed in range(SEEDS)
+        ]
+        started = time.monotonic()
+        with population(train, kept) as fit_many:
+            scores = dict(fit_many(members, then=on_held_out))
+        seconds = time.monotonic() - started
+        for i, (name, rate) in enumerate(recipes):
+            some = [100 - scores[i * SEEDS + seed] for seed in range(SEEDS)]
+            line = {
+                "table": "victims",
+                "row": {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
+                "measure": "held_out_error",
+                "published": None,
+                "mean": round(statistics.mean(some), 3),
+                "std": round(statistics.stdev(some), 3),
+                "n": SEEDS,
+                "scale": "laptop",
+                "data": f"{data}, training images only",
+                "seconds": round(seconds / len(recipes), 1),
+                "device": device_name("cpu"),
+                "commit": commit(),
+                "command": f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
+                "note": "clean images; seconds are a share of the whole grid's",
+            }
+            print(f"{data:14} {name:9} {rate:<7g} {line['mean']:6.2f} +- {line['std']:.2f} %", flush=True)
+            if asked.record:
+                append(RESULTS / "victims.jsonl", line)
+
+
+if __name__ == "__main__":
+    main()
