@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,17 @@ def add(table: str, run: Path) -> None:
 
 
 def command(manifest: dict[str, Any]) -> str:
-    """The crafting's command line, but for the paths."""
-    method, preset = manifest["method"], manifest["preset"]
-    usual = full_options(POISONS[method], PRESETS[method][preset].options)
-    other = {name: value for name, value in manifest["options"].items() if value != usual.get(name)}
-    lists = {name: ",".join(map(str, value)) for name, value in other.items() if isinstance(value, list | tuple)}
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in (other | lists).items()]
-    return " ".join([f"miscue poison {method.replace('_', '-')} --preset {preset}", *words])
+    """The crafting's command line, but for the paths: the preset, and what was given beside it."""
+    method, name = manifest["method"], manifest["preset"]
+    preset = PRESETS[method][name]
+    usual = full_options(POISONS[method], preset.options) | asdict(preset.recipe) | {"surrogate": preset.surrogate}
+    made = manifest["options"] | manifest["recipe"] | {"surrogate": manifest["surrogate"]}
+    words = ["miscue", "poison", method.replace("_", "-"), "--preset", name]
+    for option, value in made.items():
+        if value != usual[option]:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
+    return " ".join(words)
 
 
 def cell(value: object) -> str:
