@@ -6,6 +6,9 @@ training does: there the library's takes longer than all the rest of a small net
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +17,29 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
+
+
+class Asked(threading.local):
+    """Which of its two gradients a `Correlate` gives, in this thread."""
+
+    images = True
+    weights = True
+
+
+ASKED = Asked()
+
+
+@contextmanager
+def only(which: str) -> Iterator[None]:
+    """For a block, leave out gradients that nobody asked for: give only those of "images", or of "weights".
+
+    The library tells a function of ours which of its inputs can have a gradient, not which are wanted.
+    """
+    ASKED.images, ASKED.weights = which == "images", which == "weights"
+    try:
+        yield
+    finally:
+        ASKED.images = ASKED.weights = True
 
 
 class Conv2d(nn.Conv2d):
@@ -52,8 +78,8 @@ class Correlate(Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad
         return (
-            Spread.apply(slope, weight) if for_x else None,
-            conv2d_weight(x, weight.shape, slope) if for_weight else None,
+            Spread.apply(slope, weight) if for_x and ASKED.images else None,
+            conv2d_weight(x, weight.shape, slope) if for_weight and ASKED.weights else None,
         )
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 from miscue.losses import unlikelihood
-from miscue.models.layers import across, affine, means, rows, unfolded
+from miscue.models.layers import across, affine, means, only, rows, unfolded
 
 Weights = dict[str, Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -70,46 +70,67 @@ class Slopes:
 
 
 def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
-    """The objective's gradient beyond the pseudo-update by double differentiation."""
-    scratch = buffers_of(look.surrogate)
-    poisoned = clipped(batch.x + look.generator(batch.x))
-    inner = F.cross_entropy(
-        functional_call(look.surrogate, (theta, {} if look.counts else scratch), (poisoned,)), batch.y
-    )
-    slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
-    ahead = {name: w - look.alpha * s for (name, w), s in zip(theta.items(), slope, strict=True)}
-    outer = look.beyond(ahead, batch.x, poisoned, batch.y)
-    return Slopes(theta=slope, xi=torch.autograd.grad(outer, list(look.generator.parameters())))
+    """The objective's gradient beyond the pseudo-update by double differentiation.
+
+    With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
+    at the poisoned images x~.
+    """
+    poisoned, leaf = poisoned_by(look, batch)
+    inner = image_loss(look, theta, {} if look.counts else buffers_of(look.surrogate), leaf, batch.y)
+    with only("weights"):
+        slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+    v, direct = beyond_slopes(look, theta, slope, batch, leaf)
+    with only("images"):
+        (along,) = torch.autograd.grad(slope, leaf, [-look.alpha * u for u in v])
+    return Slopes(theta=slope, xi=for_generator(look, poisoned, direct + along))
 
 
 def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     """The same gradient from first-order passes only.
 
-    With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
-    at the poisoned images x~. The derivative along v is a difference of two image gradients, at theta and at
-    theta - h v, where h v is `reach` times as long as theta. In the limit this is the derivative. In between, a single
-    unit of ReLU or pooling that switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2;
-    from about 1e-2 on the difference averages over many such kinks.
+    The derivative along v is a difference of two image gradients, at theta and at theta - h v, where h v is `reach`
+    times as long as theta. In the limit this is the derivative. In between, a single unit of ReLU or pooling that
+    switches is blown up by 1 / h, so that `reach` 1e-4 is far worse than 1e-8 or 1e-2; from about 1e-2 on the
+    difference averages over many such kinks.
     """
     scratch = buffers_of(look.surrogate)
-    poisoned = clipped(batch.x + look.generator(batch.x))
-    leaf = poisoned.detach().requires_grad_()
-
-    def image_loss(weights: Weights, buffers: Weights) -> Tensor:
-        return F.cross_entropy(functional_call(look.surrogate, (weights, buffers), (leaf,)), batch.y)
-
-    first = image_loss(theta, {} if look.counts else scratch)
+    poisoned, leaf = poisoned_by(look, batch)
+    first = image_loss(look, theta, {} if look.counts else scratch, leaf, batch.y)
     *slope, here = torch.autograd.grad(first, [*theta.values(), leaf])
+    v, direct = beyond_slopes(look, theta, slope, batch, leaf)
+    h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
+    beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
+    (there,) = torch.autograd.grad(image_loss(look, beside, scratch, leaf, batch.y), leaf)
+    along = -look.alpha * (here - there) / h
+    return Slopes(theta=tuple(slope), xi=for_generator(look, poisoned, direct + along))
+
+
+def poisoned_by(look: Lookahead, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The batch as the generator poisons it, and the same as a leaf of its own."""
+    poisoned = clipped(batch.x + look.generator(batch.x))
+    return poisoned, poisoned.detach().requires_grad_()
+
+
+def image_loss(look: Lookahead, theta: Weights, buffers: Weights, x: Tensor, y: Tensor) -> Tensor:
+    """The surrogate's loss at theta."""
+    return F.cross_entropy(functional_call(look.surrogate, (theta, buffers), (x,)), y)
+
+
+def beyond_slopes(
+    look: Lookahead, theta: Weights, slope: Iterable[Tensor], batch: Batch, leaf: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """The objective's gradient at theta' for theta', and the one for the poisoned images with theta' held still."""
     ahead = {
         name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
     }
     outer = look.beyond(ahead, batch.x, leaf, batch.y)
     *v, direct = torch.autograd.grad(outer, [*ahead.values(), leaf], materialize_grads=True)
-    h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
-    beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
-    (there,) = torch.autograd.grad(image_loss(beside, scratch), leaf)
-    along = direct - look.alpha * (here - there) / h
-    return Slopes(theta=tuple(slope), xi=torch.autograd.grad(poisoned, list(look.generator.parameters()), along))
+    return v, direct
+
+
+def for_generator(look: Lookahead, poisoned: Tensor, along: Tensor) -> tuple[Tensor, ...]:
+    """The gradient for the generator's parameters where `along` is the one for the poisoned images."""
+    return torch.autograd.grad(poisoned, list(look.generator.parameters()), along)
 
 
 def imitation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
