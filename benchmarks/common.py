@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from miscue.run import append, commit, device_name
@@ -33,6 +33,36 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, f
     ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return middle, (high - low) / 2
+
+
+def line(
+    table: str,
+    row: dict[str, object],
+    measure: str,
+    values: Sequence[float],
+    *,
+    data: str,
+    seconds: float,
+    command: str,
+    note: str,
+) -> dict:
+    """A record of the mean and spread of `values`, measured on this machine's processor."""
+    return {
+        "table": table,
+        "row": row,
+        "measure": measure,
+        "published": None,
+        "mean": round(statistics.mean(values), 3),
+        "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+        "n": len(values),
+        "scale": "laptop",
+        "data": data,
+        "seconds": round(seconds, 1),
+        "device": device_name("cpu"),
+        "commit": commit(),
+        "command": command,
+        "note": note,
+    }
 
 
 def record(row: dict[str, object], measure: str, mean: float, spread: float, n: int, *, note: str) -> None:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from common import RESULTS
+from common import RESULTS, line
 from miscue.data import Data, hold_out
 from miscue.dice import Dice
 from miscue.measures.accuracy import accuracy
 from miscue.poisons import PRESETS, Attacker, deepconfuse
 from miscue.population import Member, population
 from miscue.readers import read
-from miscue.run import append, commit, device_name
+from miscue.run import append
 from miscue.train import Recipe
 from miscue.victims import Victim
 from miscue.workers import cores
@@ -78,22 +78,16 @@ def tried(name: str, setting: Setting, train: Data, kept: Data) -> Iterator[dict
     with population(poisoned, kept) as fit_many:
         scores = dict(fit_many(members, then=on_the_second))
     for i, network in enumerate(networks):
-        yield {
-            "table": "deepconfuse-search",
-            "row": row | {"victim": network},
-            "measure": "held_out_accuracy",
-            "published": None,
-            "mean": round(scores[i], 2),
-            "std": None,
-            "n": 1,
-            "scale": "laptop",
-            "data": "mnist, training images only",
-            "seconds": round(seconds, 1),
-            "device": device_name("cpu"),
-            "commit": commit(),
-            "command": "python benchmarks/search_deepconfuse.py",
-            "note": f"fresh victim after one pass over the poisoned images; surrogates read {reads}",
-        }
+        yield line(
+            "deepconfuse-search",
+            row | {"victim": network},
+            "held_out_accuracy",
+            [scores[i]],
+            data="mnist, training images only",
+            seconds=seconds,
+            command="python benchmarks/search_deepconfuse.py",
+            note=f"fresh victim after one pass over the poisoned images; surrogates read {reads}",
+        )
 
 
 def on_the_second(model: nn.Module, member: Member, train: Data, kept: Data) -> float:
@@ -107,11 +101,11 @@ def main() -> None:
     named = [word for word in sys.argv[1:] if not word.startswith("--")]
     train, kept = hold_out(read("mnist").train, 1 / 6, Dice(0).named("search"))
     for name in named or SETTINGS:
-        for line in tried(name, SETTINGS[name], train, kept):
-            victim, mean = line["row"]["victim"], line["mean"]
-            print(f"{name:24} {victim:12} {mean:6.2f} %  {line['seconds']:5.0f} s  {line['note']}", flush=True)
+        for found in tried(name, SETTINGS[name], train, kept):
+            victim, mean = found["row"]["victim"], found["mean"]
+            print(f"{name:24} {victim:12} {mean:6.2f} %  {found['seconds']:5.0f} s  {found['note']}", flush=True)
             if "--record" in sys.argv:
-                append(RESULTS / "deepconfuse_search.jsonl", line)
+                append(RESULTS / "deepconfuse_search.jsonl", found)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ image and no test image has a part in it. The best rates are those of `miscue.vi
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from dataclasses import replace
 
 from torch import nn
 
-from common import RESULTS
+from common import RESULTS, line
 from miscue.data import Data, hold_out
 from miscue.dice import Dice
 from miscue.measures.accuracy import accuracy
 from miscue.population import Member, population
 from miscue.readers import read
-from miscue.run import append, commit, device_name
+from miscue.run import append
 from miscue.train import Recipe
 from miscue.victims import RECIPES, Victim
 
@@ -66,25 +65,19 @@ def main() -> None:
         seconds = time.monotonic() - started
         for i, (name, rate) in enumerate(recipes):
             some = [100 - scores[i * SEEDS + seed] for seed in range(SEEDS)]
-            line = {
-                "table": "victims",
-                "row": {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
-                "measure": "held_out_error",
-                "published": None,
-                "mean": round(statistics.mean(some), 3),
-                "std": round(statistics.stdev(some), 3),
-                "n": SEEDS,
-                "scale": "laptop",
-                "data": f"{data}, training images only",
-                "seconds": round(seconds / len(recipes), 1),
-                "device": device_name("cpu"),
-                "commit": commit(),
-                "command": f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
-                "note": "clean images; seconds are a share of the whole grid's",
-            }
-            print(f"{data:14} {name:9} {rate:<7g} {line['mean']:6.2f} +- {line['std']:.2f} %", flush=True)
+            found = line(
+                "victims",
+                {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
+                "held_out_error",
+                some,
+                data=f"{data}, training images only",
+                seconds=seconds / len(recipes),
+                command=f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
+                note="clean images; seconds are a share of the whole grid's",
+            )
+            print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)
             if asked.record:
-                append(RESULTS / "victims.jsonl", line)
+                append(RESULTS / "victims.jsonl", found)
 
 
 if __name__ == "__main__":

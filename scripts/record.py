@@ -107,11 +107,11 @@ def add(table: str, run: Path) -> None:
 
 def command(manifest: dict[str, Any]) -> str:
     """The crafting's command line, but for the paths: the preset, and what was given beside it."""
-    method, name = manifest["method"], manifest["preset"]
+    method, name = manifest["method"].replace("_", "-"), manifest["preset"]
     preset = PRESETS[method][name]
     usual = full_options(POISONS[method], preset.options) | asdict(preset.recipe) | {"surrogate": preset.surrogate}
     made = manifest["options"] | manifest["recipe"] | {"surrogate": manifest["surrogate"]}
-    words = ["miscue", "poison", method.replace("_", "-"), "--preset", name]
+    words = ["miscue", "poison", method, "--preset", name]
     for option, value in made.items():
         if value != usual[option]:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
