@@ -20,7 +20,7 @@ from torch.nn.grad import conv2d_weight
 
 
 class Asked(threading.local):
-    """Which of its two gradients a `Correlate` gives, in this thread."""
+    """Which of its two gradients a `Correlate` gives, in this thread: a CPU's backward pass stays in it."""
 
     images = True
     weights = True
@@ -160,8 +160,8 @@ class Centre(Function):
     """The slope g at z -> the slope at x of `Normalise`: r (g - [g] - z [g z]), where [] is the mean over a channel.
 
     It is linear and symmetric in g. Where u is the slope at its result, with q = -(u [g z] + g [u z]), that at x is
-    r^2 (q - [q] - z [q z]) - r^2 z ([u g] - [u] [g] - [u z] [g z]). Other than in x, which z and r depend on, it is not
-    differentiable twice.
+    r^2 (q - [q] - z [q z]) - r^2 z ([u g] - [u] [g] - [u z] [g z]), with what z and r owe to x. There is no third
+    derivative.
     """
 
     generate_vmap_rule = True
