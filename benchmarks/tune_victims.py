@@ -3,7 +3,7 @@
     MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--record] [--network cnn-plain] [DATA ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
-image and no test image has a part in it. The best rates are those of `miscue.victims.RECIPES`.
+image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.
 """
 
 from __future__ import annotations
