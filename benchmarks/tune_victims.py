@@ -40,7 +40,7 @@ def on_held_out(model: nn.Module, member: Member, train: Data, kept: Data) -> fl
 
 
 def main() -> None:
-    """Train the grid side by side; print and record each rate's mean over the seeds."""
+    """Train the grid side by side; print and record each rate's mean over the seeds once it is known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="*", default=["mnist", "fashion-mnist"])
     parser.add_argument("--network", default="cnn-plain")
@@ -59,25 +59,28 @@ def main() -> None:
             for recipe in recipes.values()
             for seed in range(SEEDS)
         ]
-        started = time.monotonic()
+        started, named = time.monotonic(), list(recipes)
+        scores: dict[int, list[float]] = {i: [] for i in range(len(named))}
         with population(train, kept) as fit_many:
-            scores = dict(fit_many(members, then=on_held_out))
-        seconds = time.monotonic() - started
-        for i, (name, rate) in enumerate(recipes):
-            some = [100 - scores[i * SEEDS + seed] for seed in range(SEEDS)]
-            found = line(
-                "victims",
-                {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
-                "held_out_error",
-                some,
-                data=f"{data}, training images only",
-                seconds=seconds / len(recipes),
-                command=f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
-                note="clean images; seconds are a share of the whole grid's",
-            )
-            print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)
-            if asked.record:
-                append(RESULTS / "victims.jsonl", found)
+            for place, score in fit_many(members, then=on_held_out):
+                some = scores[place // SEEDS]
+                some.append(100 - score)
+                if len(some) < SEEDS:
+                    continue
+                name, rate = named[place // SEEDS]
+                found = line(
+                    "victims",
+                    {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
+                    "held_out_error",
+                    some,
+                    data=f"{data}, training images only",
+                    seconds=time.monotonic() - started,
+                    command=f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
+                    note="clean images; seconds since the grid began",
+                )
+                print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)
+                if asked.record:
+                    append(RESULTS / "victims.jsonl", found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from miscue.models.generators import Last
-from miscue.models.layers import BatchNorm2d, Conv2d
+from miscue.models.layers import BatchNorm2d, Conv2d, only
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -41,6 +41,18 @@ def test_conv2d_of_one_channel_against_finite_differences(padding: int) -> None:
     inputs = (x, quick.weight, quick.bias)
     assert gradcheck(scores, inputs)
     assert gradgradcheck(scores, inputs)
+
+
+def test_only_what_is_asked_for_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv2d(1, 1, 3), nn.Tanh(), Conv2d(1, 2, 3))  # the second image is no leaf
+    x = torch.rand(2, 1, 7, 7, requires_grad=True)
+    weights = list(net.parameters())
+    for which, wanted in (("weights", weights), ("images", [x])):
+        whole = torch.autograd.grad(net(x).tanh().sum(), wanted)
+        with only(which):
+            part = torch.autograd.grad(net(x).tanh().sum(), wanted)
+        assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True)), which
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -1,7 +1,7 @@
 """Layers that compute what `torch.nn`'s do, faster on a CPU where the library's kernels are slow.
 
 That is convolution of images of one channel, and BatchNorm differentiated twice, as looking ahead over a step of
-training does: there the library's takes longer than all the rest of a small network.
+training does: there the library's is the slowest part of a small network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ ASKED = Asked()
 def only(which: str) -> Iterator[None]:
     """For a block, leave out gradients that nobody asked for: give only those of "images", or of "weights".
 
-    The library tells a function of ours which of its inputs can have a gradient, not which are wanted.
+    The library tells a function of ours which of its inputs can have a gradient, not which are wanted. What lies
+    between weights, no leaf of the graph, has its gradient either way.
     """
     ASKED.images, ASKED.weights = which == "images", which == "weights"
     try:
@@ -78,7 +79,7 @@ class Correlate(Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight = ctx.needs_input_grad
         return (
-            Spread.apply(slope, weight) if for_x and ASKED.images else None,
+            Spread.apply(slope, weight) if for_x and (ASKED.images or not x.is_leaf) else None,
             conv2d_weight(x, weight.shape, slope) if for_weight and ASKED.weights else None,
         )
 
