@@ -18,7 +18,7 @@ from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
 from miscue.poisons import Attacker, deepconfuse
-from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards
+from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards, unrolled
 from miscue.poisons.watching import life
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -106,8 +106,8 @@ def in_use(victim: torch.nn.Sequential, x: Tensor, poisoned: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("gradient", [exact, difference])
-def test_eval_mode_gradient_against_finite_differences(gradient: object) -> None:
+@pytest.mark.parametrize(("gradient", "steps"), [(exact, 1), (difference, 1), (unrolled, 1), (unrolled, 3)])
+def test_eval_mode_gradient_against_finite_differences(gradient: object, steps: int) -> None:
     """With BatchNorm, whose statistics are those of the poisoned batch and depend on the generator themselves."""
     data = striped(12, size=9)
     surrogate = build(Plan(name="cnn-small-bounded", shape=data.shape, options={"classes": 3}), Dice(1)).double()
@@ -116,18 +116,19 @@ def test_eval_mode_gradient_against_finite_differences(gradient: object) -> None
     batch = Batch(x=0.2 + 0.6 * floats(data.images).double(), y=data.labels, index=torch.arange(12))
     drive = towards((1, 2, 0), "cpu")
     options = {"objective": drive, "alpha": 0.5, "reach": 1e-8, **OTHERWISE}
-    look = Lookahead(surrogate=surrogate, generator=noise, eval_mode=True, **options)
+    look = Lookahead(surrogate=surrogate, generator=noise, eval_mode=True, steps=steps, **options)
     theta = dict(surrogate.named_parameters())
 
     def value() -> Tensor:
         """By the formula and nothing else."""
         poisoned = (batch.x + noise(batch.x)).clamp(0, 1)
-        inner = F.cross_entropy(surrogate(poisoned), batch.y)
-        slopes = torch.autograd.grad(inner, list(theta.values()))
         victim = deepcopy(surrogate)
+        sgd = torch.optim.SGD(victim.parameters(), look.alpha)
+        for x, y in zip(poisoned.detach().chunk(steps), batch.y.chunk(steps), strict=True):
+            sgd.zero_grad()
+            F.cross_entropy(victim(x), y).backward()
+            sgd.step()
         with torch.no_grad():
-            for parameter, slope in zip(victim.parameters(), slopes, strict=True):
-                parameter -= look.alpha * slope
             return drive(in_use(victim, batch.x, poisoned), batch.y)
 
     slopes = gradient(look, theta, batch).xi
@@ -161,12 +162,14 @@ POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates"
 }
 
 
-@pytest.mark.parametrize("online_trials", [0, 2])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_pool_resumes_exactly(data: Data, online_trials: int, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "online_trials", "unroll"),
+    [("sgd", 0.5, 0, 1), ("sgd", 0.5, 2, 1), ("adam", 0.5, 0, 1), ("adam", 0.5, 2, 1), ("sgd", 0.0, 2, 2)],
+)
+def test_a_pool_resumes_exactly(data: Data, optimizer: str, momentum: float, online_trials: int, unroll: int) -> None:
     """Surrogates in the middle of their lives, with their optimisers, are part of a checkpoint."""
-    attacker = replace(QUICK, recipe=replace(QUICK.recipe, optimizer=optimizer, lr=0.01, momentum=0.5))
-    options = OPTIONS | POOLED | {"online_trials": online_trials}
+    attacker = replace(QUICK, recipe=replace(QUICK.recipe, optimizer=optimizer, lr=0.01, momentum=momentum))
+    options = OPTIONS | POOLED | {"online_trials": online_trials, "unroll": unroll}
     whole = list(deepconfuse.steps(data, attacker, **options))
     stops = [p.checkpoint for p in whole if p.checkpoint]
     assert len(stops) == 7 + online_trials
@@ -195,6 +198,26 @@ def test_lives_in_a_pool(pool: int) -> None:
         assert len({over - stays for _, stays, over in lives}) == pool
         assert all(born + over == trial for born, _, over in lives)
         assert all(stays == pool or born == 0 for born, stays, _ in lives)
+
+
+def test_unrolled_walks_as_plain_sgd_does(data: Data) -> None:
+    """One step along its slope is as many steps of training on what the generator makes just then."""
+    batch = Batch(x=floats(data.images[:48]), y=data.labels[:48], index=torch.arange(48))
+    plan = Plan(name="cnn-released", shape=data.shape, options={"classes": 3})
+    noise = build(Plan(name="encoder-decoder", shape=data.shape, options={"eps": 0.1}), Dice(2)).train()
+    watched, plain = (build(plan, Dice(1)).train() for _ in range(2))
+    options = {"alpha": 0.05, "objective": OBJECTIVES["cross-entropy"], "reach": 0.1, "likeness": torch.arange(3)}
+    look = Lookahead(surrogate=watched, generator=noise, counts=True, steps=3, **options)
+    slopes = unrolled(look, dict(watched.named_parameters()), batch).theta
+    sgd = torch.optim.SGD(plain.parameters(), 0.05)
+    for x, y in zip((batch.x + noise(batch.x)).detach().clamp(0, 1).chunk(3), batch.y.chunk(3), strict=True):
+        sgd.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        sgd.step()
+    for slope, w, walked in zip(slopes, watched.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(w - 0.05 * slope, walked, atol=1e-5)
+    for (name, a), b in zip(watched.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.parametrize("gradient", [exact, difference])
@@ -245,7 +268,7 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
     )
     batch = Batch(x=floats(data.images[:16]), y=data.labels[:16], index=torch.arange(16))
     before = {k: v.clone() for k, v in surrogate.state_dict().items()}
-    for gradient in (exact, difference):
+    for gradient in (exact, difference, unrolled):
         gradient(look, dict(surrogate.named_parameters()), batch)
     assert all(torch.equal(before[k], v) for k, v in surrogate.state_dict().items())
     assert all(p.grad is None for p in [*surrogate.parameters(), *noise.parameters()])
@@ -266,6 +289,9 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         ({"pool": 0}, "must be positive"),
         ({"generator_mean": 1.0}, "generator_mean must lie"),
         ({"pool": 2, "algorithm": "1"}, "one surrogate at a time"),
+        ({"unroll": 0}, "unroll must lie between"),
+        ({"unroll": 6}, "unroll must lie between"),
+        ({"unroll": 2, "gradient": "difference"}, "plain SGD by the exact gradient"),
         ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
         ({"generator_schedule": "linear"}, "unknown schedule"),
         ({"held_out": 1.0}, "held-out share"),

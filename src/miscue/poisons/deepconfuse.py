@@ -17,11 +17,11 @@ Where we differ from the text: clipping passes gradients straight through, and, 
 alpha is separate from the surrogate's own training rate; a trial may be shorter than a pass over the data; several
 surrogates of different ages may be watched side by side, each step following the mean of their gradients; the generator
 may start warm and its rate fall; in online trials nothing is frozen, the surrogate trains on what xi' makes at that
-step; the mean of the latest weights may be released; the look ahead may be a victim's in eval mode, which is what a
-label map needs; `objective="unlikelihood"` descends on -log(1 - p_y);
-`gradient="difference"` replaces the exact mixed derivative by a finite difference of first-order gradients. The
-defaults are the paper's settings for MNIST. The frozen generator runs in eval mode: the surrogate trains on exactly
-what would be released, but for rounding.
+step; there the look ahead may be unrolled over several steps of the surrogate, which shows how one leads to the next;
+the mean of the latest weights may be released; the look ahead may be a victim's in eval mode, as a label map needs it;
+`objective="unlikelihood"` descends on -log(1 - p_y); `gradient="difference"` replaces the exact mixed derivative by a
+finite difference of first-order gradients. The defaults are the paper's settings for MNIST. The frozen generator runs
+in eval mode: the surrogate trains on exactly what would be released, but for rounding.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ from miscue.measures.accuracy import hit_rate, percent, predictions
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress, packed, unpacked
-from miscue.poisons.lookahead import GRADIENTS, OBJECTIVES, Lookahead, Weights, imitation, likeness, rest, towards
+from miscue.poisons.lookahead import (
+    GRADIENTS,
+    OBJECTIVES,
+    Lookahead,
+    Weights,
+    imitation,
+    likeness,
+    rest,
+    towards,
+    unrolled,
+)
 from miscue.poisons.watching import Gradient, Watched, life, make_generators
 from miscue.train import SCHEDULES, Recipe, Shown, share, training
 
@@ -108,11 +118,16 @@ ALGORITHMS = {"1": algorithm_1, "2": algorithm_2}
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A kind of trial: how it goes, the gradient that xi' follows, whether the surrogate learns clean images."""
+    """A kind of trial.
+
+    walk: how it goes; gradient: the one that xi' follows; clean: whether the surrogate learns clean images;
+    unroll: steps of the surrogate that one step of the walk takes in.
+    """
 
     walk: Callable[..., Iterator[None]]
     gradient: Gradient
     clean: bool = False
+    unroll: int = 1
 
 
 WARM_UP = Phase(walk=algorithm_2, gradient=imitation, clean=True)
@@ -136,6 +151,7 @@ def deepconfuse(
     warm_up: int = 0,
     warm_up_surrogates: str = "",
     online_trials: int = 0,
+    unroll: int = 1,
     label_map: tuple[int, ...] | None = None,
     objective: str = "cross-entropy",
     gradient: str = "exact",
@@ -167,6 +183,8 @@ def deepconfuse(
         warm_up_surrogates: networks that take turns in them, with commas between; the attacker's if there is none.
         online_trials: trials after the warm start and before `trials` in which nothing is frozen: the surrogate trains
             on what the ascending generator makes.
+        unroll: steps that a look ahead in online trials takes in. From 2 on they are the surrogate's own, at its own
+            rate instead of alpha, and the generator takes one step for all of them.
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
@@ -199,6 +217,12 @@ def deepconfuse(
     ahead_in = lookup({"training": "training", "eval": "eval"}, lookahead, "mode of the look ahead")
     follow = lookup(GRADIENTS, gradient, "gradient")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=follow)
+    recipe = attacker.recipe
+    unfrozen = Phase(walk=online, gradient=follow if unroll == 1 else unrolled, unroll=unroll)
+    if unroll > 1 and (
+        gradient != "exact" or (recipe.optimizer, recipe.momentum, recipe.weight_decay) != ("sgd", 0, 0)
+    ):
+        raise InputError("unroll looks ahead over steps of plain SGD by the exact gradient; choose those")
     drive = lookup(OBJECTIVES, objective, "objective")
     networks = [name.strip() for name in (warm_up_surrogates or attacker.surrogate).split(",")]
     for name in (attacker.surrogate, *networks):
@@ -209,15 +233,22 @@ def deepconfuse(
         drive = towards(eta, attacker.device)
 
     train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
-    recipe = attacker.recipe
     per_pass = max(1, len(train) // recipe.batch_size)
     share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
     per_trial = share_of_trial * pool
-    phases = [WARM_UP] * warm_up + [Phase(walk=online, gradient=follow)] * online_trials + [main] * trials + [REHEARSAL]
+    if not 1 <= unroll <= share_of_trial:
+        raise InputError(
+            f"unroll must lie between 1 and a surrogate's steps in a trial, {share_of_trial}, got {unroll}"
+        )
+    phases = [WARM_UP] * warm_up + [unfrozen] * online_trials + [main] * trials + [REHEARSAL]
     total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr, decay=generator_mean)
     pair.load(resume or {})
+
+    def turns(phase: Phase, size: int) -> int:
+        """Steps of each of `size` surrogates' walks in a trial."""
+        return per_trial // size // phase.unroll
 
     def enter(phase: Phase, slot: int, trial: int) -> Watched:
         """The surrogate in `slot` as it is at the start of a trial, except that it is untrained."""
@@ -232,17 +263,18 @@ def deepconfuse(
         look = Lookahead(
             surrogate=surrogate,
             generator=pair.replica(),
-            alpha=alpha,
+            alpha=recipe.lr if phase.unroll > 1 else alpha,
             objective=drive,
             likeness=torch.tensor(likeness(eta), device=attacker.device),
             reach=reach,
             counts=phase.walk is online,
             eval_mode=ahead_in == "eval",
+            steps=phase.unroll,
         )
-        each = per_trial // size
-        stream = batches(
-            train, size=recipe.batch_size, epochs=-(-stays * each // per_pass), dice=dice, channels_last=True
-        )
+        each = turns(phase, size)
+        images = recipe.batch_size * phase.unroll
+        epochs = -(-stays * each // max(1, len(train) // images))
+        stream = batches(train, size=images, epochs=epochs, dice=dice, channels_last=True)
         left = islice(stream, over * each, stays * each)
         shown = clean if phase.clean else partial(poisoned, pair.frozen)
         one = Watched(look=look, gradient=phase.gradient, optimizer=optimizer)
@@ -260,10 +292,10 @@ def deepconfuse(
         resume = None
         pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(phases))
         side_by_side = [watched[slot] for slot in range(size)]
-        for turn in range(per_trial // size):
+        for turn in range(turns(phase, size)):
             lanes(Watched.step, side_by_side)
             pair.ascend(side_by_side)
-            yield Progress(done=trial * per_trial + (turn + 1) * size, total=total)
+            yield Progress(done=trial * per_trial + (turn + 1) * size * phase.unroll, total=total)
         if phase.walk is online:
             pair.release()  # it was xi' that the surrogate learned from
         leaving = watched.pop((trial - begin) % size).look.surrogate

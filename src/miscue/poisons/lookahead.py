@@ -1,10 +1,11 @@
-"""One look ahead: how the loss beyond a pseudo-update of theta depends on the poisoned images.
+"""One look ahead: how the loss beyond a pseudo-update of theta, or beyond several, depends on the poisoned images.
 
     theta' = theta - alpha * grad_theta L(f_theta(x + g_xi(x)), y)          the pseudo-update
     L(f_theta'(x), y)                                                        the loss beyond it, on clean images
 
 Its gradient for the generator's xi is of second order. `exact` differentiates twice; `difference` comes to the same in
-the limit by first-order passes. Clipping to [0, 1] passes gradients straight through.
+the limit by first-order passes; `unrolled` looks ahead over several steps at once, as the surrogate will walk them.
+Clipping to [0, 1] passes gradients straight through.
 
 Where the surrogate has BatchNorm, the loss beyond has two readings. In training mode, as in the authors' code, the
 clean batch is normalised by its own statistics. A victim in eval mode normalises clean images by what it kept of
@@ -40,6 +41,7 @@ class Lookahead:
     reach: how far `difference` moves theta, as a share of its norm.
     counts: whether the poisoned batch moves the surrogate's running statistics, as its own training step does.
     eval_mode: whether clean images are normalised as a victim in eval mode does it, by the statistics of poisoned ones.
+    steps: how many pseudo-updates `unrolled` makes.
     """
 
     surrogate: nn.Module
@@ -50,6 +52,7 @@ class Lookahead:
     reach: float
     counts: bool
     eval_mode: bool = False
+    steps: int = 1
 
     def beyond(self, ahead: Weights, x: Tensor, poisoned: Tensor, y: Tensor) -> Tensor:
         """The objective at theta' = `ahead` on clean images x."""
@@ -75,7 +78,8 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     With v = grad of the objective at theta', the chain rule gives d objective / d x~ = -alpha * d/dx~ <grad_theta L, v>
     at the poisoned images x~.
     """
-    poisoned, leaf = poisoned_by(look, batch)
+    poisoned = poisoned_by(look, batch)
+    leaf = leaf_of(poisoned)
     inner = image_loss(look, theta, {} if look.counts else buffers_of(look.surrogate), leaf, batch.y)
     with only("weights"):
         slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
@@ -94,7 +98,8 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     difference averages over many such kinks.
     """
     scratch = buffers_of(look.surrogate)
-    poisoned, leaf = poisoned_by(look, batch)
+    poisoned = poisoned_by(look, batch)
+    leaf = leaf_of(poisoned)
     first = image_loss(look, theta, {} if look.counts else scratch, leaf, batch.y)
     *slope, here = torch.autograd.grad(first, [*theta.values(), leaf])
     v, direct = beyond_slopes(look, theta, slope, batch, leaf)
@@ -105,10 +110,33 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     return Slopes(theta=tuple(slope), xi=for_generator(look, poisoned, direct + along))
 
 
-def poisoned_by(look: Lookahead, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The batch as the generator poisons it, and the same as a leaf of its own."""
-    poisoned = clipped(batch.x + look.generator(batch.x))
-    return poisoned, poisoned.detach().requires_grad_()
+def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """The objective's gradient beyond `look.steps` pseudo-updates, one on each part of the batch, through all of them.
+
+    `theta` of the result is the sum of their slopes: plain SGD along it, at rate alpha, makes all the steps at once.
+    """
+    poisoned = poisoned_by(look, batch)
+    parts = [leaf_of(part) for part in poisoned.chunk(look.steps)]
+    ahead = theta
+    for x, y in zip(parts, batch.y.chunk(look.steps), strict=True):
+        inner = image_loss(look, ahead, {} if look.counts else buffers_of(look.surrogate), x, y)
+        with only("weights"):
+            slope = torch.autograd.grad(inner, list(ahead.values()), create_graph=True)
+        ahead = {name: w - look.alpha * s for (name, w), s in zip(ahead.items(), slope, strict=True)}
+    outer = look.beyond(ahead, batch.x, torch.cat(parts), batch.y)
+    along = torch.cat(torch.autograd.grad(outer, parts))
+    walked = tuple((w - ahead[name]).detach() / look.alpha for name, w in theta.items())
+    return Slopes(theta=walked, xi=for_generator(look, poisoned, along))
+
+
+def poisoned_by(look: Lookahead, batch: Batch) -> Tensor:
+    """The batch's images as the generator poisons them."""
+    return clipped(batch.x + look.generator(batch.x))
+
+
+def leaf_of(images: Tensor) -> Tensor:
+    """The same images, at which a gradient's way ends."""
+    return images.detach().requires_grad_()
 
 
 def image_loss(look: Lookahead, theta: Weights, buffers: Weights, x: Tensor, y: Tensor) -> Tensor:
@@ -139,7 +167,7 @@ def imitation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     Where theta reads clean images right, poisoned images with label eta(c) come to look like those of class c, and a
     classifier that trusts what they look like reads clean images of c as eta(c).
     """
-    noisy = clipped(batch.x + look.generator(batch.x))
+    noisy = poisoned_by(look, batch)
     fixed = {name: w.detach() for name, w in theta.items()}
     scores = functional_call(look.surrogate, (fixed, buffers_of(look.surrogate)), (noisy,))
     wanted = look.likeness[batch.y]
