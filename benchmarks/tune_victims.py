@@ -1,6 +1,6 @@
 """Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
 
-    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--record] [--network cnn-plain] [DATA ...]
+    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--record] [--network NAME] [--recipes A,B] [DATA ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
 image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.
@@ -43,7 +43,8 @@ def main() -> None:
     """Train the grid side by side; print and record each rate's mean over the seeds once it is known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="*", default=["mnist", "fashion-mnist"])
-    parser.add_argument("--network", default="cnn-plain")
+    parser.add_argument("--network", default="cnn-padded")
+    parser.add_argument("--recipes", default=",".join(GRIDS))
     parser.add_argument("--epochs", type=int, default=RECIPES["adam"].epochs)
     parser.add_argument("--record", action="store_true")
     asked, command = parser.parse_args(), "python benchmarks/tune_victims.py"
@@ -51,8 +52,8 @@ def main() -> None:
         train, kept = hold_out(read(data).train, 0.1, Dice(0).named("tune"))
         recipes: dict[tuple[str, float], Recipe] = {
             (name, rate): replace(RECIPES[name], lr=rate, epochs=asked.epochs)
-            for name, grid in GRIDS.items()
-            for rate in grid
+            for name in asked.recipes.split(",")
+            for rate in GRIDS[name]
         }
         members = [
             Member(victim=Victim(network=asked.network, recipe=recipe), dice=Dice(seed))

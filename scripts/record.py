@@ -119,25 +119,40 @@ def command(manifest: dict[str, Any]) -> str:
     return " ".join(words)
 
 
+def shown(value: object) -> str:
+    """A setting in few characters."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def cell(value: object) -> str:
     """A value of the table in few characters."""
     return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
+def standing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last record of each row and measure; of a curve, only those of its last run."""
+    last, made_by = {}, {}
+    for record in records:
+        curve = json.dumps({key: value for key, value in record["row"].items() if key != "trial"}, sort_keys=True)
+        made_by[curve] = record["command"]
+        last[json.dumps([record["row"], record["measure"]], sort_keys=True)] = curve, record
+    return [
+        record for curve, record in last.values() if "curve" not in record["row"] or record["command"] == made_by[curve]
+    ]
+
+
 def page() -> str:
-    """docs/results.md: every table in results/, the last line of each row and measure standing."""
+    """docs/results.md: every table in results/, as far as it stands."""
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
     for path in sorted((ROOT / "results").glob("*.jsonl")):
-        standing = {}
-        for record in lines(path):
-            standing[json.dumps([record["row"], record["measure"]], sort_keys=True)] = record
+        records = standing(lines(path))
         parts += [f"## {path.stem}", ""]
         parts += ["| row | measure | published | mean | std | n | note |", "|---|---|---|---|---|---|---|"]
-        for record in standing.values():
-            settings = ", ".join(f"{key} {cell(value)}" for key, value in record["row"].items() if value is not None)
+        for record in records:
+            settings = ", ".join(f"{key} {shown(value)}" for key, value in record["row"].items() if value is not None)
             numbers = " | ".join(cell(record[key]) for key in ("published", "mean", "std", "n"))
             parts.append(f"| {settings} | {record['measure']} | {numbers} | {record['note'] or ''} |")
-        commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in standing.values())
+        commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in records)
         parts += ["", "Made by:", "", *commands, ""]
     return "\n".join(parts)
 

@@ -46,6 +46,16 @@ def test_cnn_is_the_papers() -> None:
     assert widths[-1] == 10
 
 
+@pytest.mark.parametrize(("name", "seen"), [("cnn-plain", 26), ("cnn-padded", 28), ("cnn-released", 28)])
+def test_how_much_of_an_image_a_network_sees(name: str, seen: int) -> None:
+    """Two valid convolutions and poolings drop the last two rows and columns of 28; a pixel there says nothing."""
+    model = build(Plan(name=name, shape=(1, 28, 28), options={"classes": 10}), Dice(0)).eval()
+    x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).square().sum(), x)
+    rows, columns = (slope.abs().sum((0, 1)).sum(axis) > 0 for axis in (1, 0))
+    assert rows.tolist() == columns.tolist() == [True] * seen + [False] * (28 - seen)
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("size", [(28, 28), (8, 8), (32, 32), (5, 7), (17, 30)])
 @pytest.mark.parametrize("channels", [1, 3])

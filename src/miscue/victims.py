@@ -86,13 +86,13 @@ class Classical:
 
 
 DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosine")
-OTHERWISE = replace(DEFAULT, momentum=0.0, schedule="constant")
+OTHERWISE = replace(DEFAULT, momentum=0.0)
 
 RECIPES: dict[str, Recipe] = {
     "default": DEFAULT,
     "sgd": replace(OTHERWISE, optimizer="sgd", lr=0.1),
     "momentum": replace(OTHERWISE, optimizer="sgd", lr=0.02, momentum=0.9),
-    "adam": replace(OTHERWISE, optimizer="adam", lr=1e-3),
+    "adam": replace(OTHERWISE, optimizer="adam", lr=3e-3),
     "rmsprop": replace(OTHERWISE, optimizer="rmsprop", lr=1e-3),
     "adabound": replace(OTHERWISE, optimizer="adabound", lr=1e-3),
 }

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from miscue.memory import keep_freed_memory
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -89,6 +91,7 @@ class Workers:
 def _begin(shared: Any) -> None:
     global _shared
     torch.set_num_threads(1)
+    keep_freed_memory()
     _shared = shared
 
 

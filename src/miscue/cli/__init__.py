@@ -11,6 +11,7 @@ import typer
 from miscue.cli import data, demo, poison
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
+from miscue.memory import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,4 +46,5 @@ def options(
 def main() -> None:
     """The entry point of the `miscue` command."""
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    keep_freed_memory()
     app()

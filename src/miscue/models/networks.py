@@ -59,9 +59,17 @@ def valid(shape: Shape, kernel: int, *, blocks: int) -> int:
 
 
 def two_blocks(
-    shape: Shape, classes: int, *, width: float, kernel: int, pooling: type[nn.Module], batch_norm: bool, bounded: bool
+    shape: Shape,
+    classes: int,
+    *,
+    width: float,
+    kernel: int,
+    pooling: type[nn.Module],
+    batch_norm: bool,
+    bounded: bool,
+    padded: bool = False,
 ) -> nn.Module:
-    """conv 20, conv 50, fc 500, all times `width`; `bounded` adds BatchNorm on the scores."""
+    """conv 20, conv 50, fc 500, all times `width`; `bounded` adds BatchNorm on the scores, `padded` zeros around."""
     first, second, hidden = (max(1, round(n * width)) for n in (20, 50, 500))
     net = convolutional(
         shape,
@@ -69,20 +77,37 @@ def two_blocks(
         widths=(first, second),
         hidden=hidden,
         kernel=kernel,
-        padding=valid(shape, kernel, blocks=2),
+        padding=kernel // 2 if padded else valid(shape, kernel, blocks=2),
         pooling=pooling,
         batch_norm=batch_norm,
     )
     return net.append(nn.BatchNorm1d(classes)) if bounded else net
 
 
-def cnn(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True, bounded: bool = False) -> nn.Module:
+def cnn(
+    shape: Shape,
+    classes: int,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    bounded: bool = False,
+    padded: bool = False,
+) -> nn.Module:
     """DeepConfuse's MNIST victim as in the text: conv 20, conv 50, fc 500; `width` scales all (small 0.5, large 2).
 
-    `bounded` adds the released net's BatchNorm on the scores, which keeps a surrogate's loss from fading.
+    `bounded` adds the released net's BatchNorm on the scores, which keeps a surrogate's loss from fading. `padded` lets
+    it see the whole image: on 28 x 28 the second pooling of valid convolutions has no use for its input's last row and
+    column, and what lies in the image's last two never reaches the scores.
     """
     return two_blocks(
-        shape, classes, width=width, kernel=3, pooling=nn.MaxPool2d, batch_norm=batch_norm, bounded=bounded
+        shape,
+        classes,
+        width=width,
+        kernel=3,
+        pooling=nn.MaxPool2d,
+        batch_norm=batch_norm,
+        bounded=bounded,
+        padded=padded,
     )
 
 
@@ -129,6 +154,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-small": partial(cnn, width=0.5),
     "cnn-large": partial(cnn, width=2.0),
     "cnn-plain": partial(cnn, batch_norm=False),
+    "cnn-padded": partial(cnn, batch_norm=False, padded=True),
     "cnn-bounded": partial(cnn, bounded=True),
     "cnn-small-bounded": partial(cnn, width=0.5, bounded=True),
     "cnn-released": cnn_released,
