@@ -6,7 +6,8 @@ A victim step is forward, backward and update of the surrogate on one batch of 6
 in victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
 beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more point, as `difference` does it) or
 4/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
-"online" saves the surrogate's own step and one G; a step of the warm start needs 5/3 V and 3 G. All but one row is of
+"online" saves the surrogate's own step and one G; unrolled over several steps it needs V for each, V for the loss beyond
+and about 2 V for the way back through all of them. A step of the warm start needs 5/3 V and 3 G. All but one row is of
 one thread. In that row two surrogates share two threads: the wall time of one batch against a victim step on one
 thread, which in processor time is about twice as much.
 """
@@ -28,7 +29,7 @@ from miscue.poisons import PRESETS, Attacker, deepconfuse
 from miscue.readers import read
 from miscue.train import Recipe, training
 
-ROUNDS, INNER = 15, 4
+ROUNDS, INNER = 15, 8
 
 
 def main() -> None:
@@ -41,12 +42,12 @@ def main() -> None:
         options = fast.options | {"warm_up_surrogates": "", "trials": 1, "steps": 100_000}
 
         def walk(attacker: Attacker = attacker, options: dict = options, **kind: object) -> Callable[[], None]:
-            pool = int(kind.get("pool", 1))
+            pool, unroll = int(kind.get("pool", 1)), int(kind.get("unroll", 1))
             steps = deepconfuse.steps(data, attacker, **options | {"pool": pool} | kind)
 
             def some() -> None:
                 torch.set_num_threads(pool)
-                list(islice(steps, INNER // pool)).clear()
+                list(islice(steps, INNER // pool // unroll)).clear()
                 torch.set_num_threads(1)
 
             return some
@@ -62,6 +63,15 @@ def main() -> None:
             for gradient in ("difference", "exact")
         } | {"warm start": {"warm_up": 1, "online_trials": 0, "trials": 1}}
         kinds |= {"online, exact, two on two threads": {"warm_up": 0, "online_trials": 1, "pool": 2}}
+        kinds |= {
+            f"online, unrolled over 8, look ahead in {mode} mode": {
+                "warm_up": 0,
+                "online_trials": 1,
+                "unroll": 8,
+                "lookahead": mode,
+            }
+            for mode in ("training", "eval")
+        }
         cases |= {name: walk(**kind) for name, kind in kinds.items()}
         times = interleaved(cases, rounds=ROUNDS)
         for name in kinds:

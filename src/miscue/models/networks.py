@@ -155,6 +155,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-large": partial(cnn, width=2.0),
     "cnn-plain": partial(cnn, batch_norm=False),
     "cnn-padded": partial(cnn, batch_norm=False, padded=True),
+    "cnn-small-padded": partial(cnn, width=0.5, batch_norm=False, padded=True),
     "cnn-bounded": partial(cnn, bounded=True),
     "cnn-small-bounded": partial(cnn, width=0.5, bounded=True),
     "cnn-released": cnn_released,
