@@ -131,14 +131,14 @@ def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
 
 
 def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
-    """`cnn` with random Fourier features before its scores."""
-    body, features = headless(cnn(shape, classes))
+    """`cnn-padded` with random Fourier features before its scores."""
+    body, features = headless(cnn(shape, classes, batch_norm=False, padded=True))
     return nn.Sequential(*body, RandomFourier(features, outputs), nn.Linear(outputs, classes))
 
 
 def cnn_nystrom(shape: Shape, classes: int, *, landmarks: int = 100) -> nn.Module:
-    """`cnn` with a Nystrom approximation of the RBF kernel before its scores."""
-    body, features = headless(cnn(shape, classes))
+    """`cnn-padded` with a Nystrom approximation of the RBF kernel before its scores."""
+    body, features = headless(cnn(shape, classes, batch_norm=False, padded=True))
     return Nystrom(body, shape, features, classes, landmarks)
 
 
