@@ -8,8 +8,7 @@ beyond it V; the mixed derivative 2/3 V (forward and image gradient at one more 
 4/3 V (tangent forward and its adjoint, what `exact` needs at least); two generator forward passes and a backward, 4 G.
 "online" saves the surrogate's own step and one G; unrolled over several steps it needs V for each, V for the loss
 beyond and about 2 V for the way back through all of them. A step of the warm start needs 5/3 V and 3 G. All but one row
-is of
-one thread. In that row two surrogates share two threads: the wall time of one batch against a victim step on one
+is of one thread. In that row two surrogates share two threads: the wall time of one batch against a victim step on one
 thread, which in processor time is about twice as much.
 """
 
