@@ -23,6 +23,7 @@ import torch
 from common import interleaved, ratio, record
 from miscue.data import batches
 from miscue.dice import Dice
+from miscue.memory import keep_freed_memory
 from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 from miscue.poisons import PRESETS, Attacker, deepconfuse
@@ -35,6 +36,7 @@ ROUNDS, INNER = 15, 8
 def main() -> None:
     """Time `INNER` steps of each kind in turn, `ROUNDS` times."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command line does
     data = read("mnist").train.take(slice(0, 20_000))
     fast = PRESETS["deepconfuse"]["fast"]
     for surrogate in ("cnn", "cnn-released", "cnn-large"):

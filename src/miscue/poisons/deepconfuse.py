@@ -331,24 +331,33 @@ def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) ->
     return {"held_out_accuracy": accuracy, "held_out_hit_rate": hits, "damage": hits}
 
 
+FAST = Preset(
+    summary="a warm start, then short online trials with a larger pseudo-update, two surrogates at once; for MNIST",
+    surrogate="cnn-released",
+    recipe=Recipe(lr=0.01, epochs=1, batch_size=64),
+    options={
+        "trials": 0,
+        "steps": 300,
+        "pool": 2,
+        "generator_lr": 1e-3,
+        "generator_schedule": "cosine",
+        "generator_mean": 0.99,
+        "alpha": 0.3,
+        "warm_up": 6,
+        "warm_up_surrogates": "cnn-released,cnn",
+        "online_trials": 32,
+    },
+)
+
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
-    "fast": Preset(
-        summary="a warm start, then short online trials with a larger pseudo-update, two surrogates at once; for MNIST",
-        surrogate="cnn-released",
-        recipe=Recipe(lr=0.01, epochs=1, batch_size=64),
-        options={
-            "trials": 0,
-            "steps": 300,
-            "pool": 2,
-            "generator_lr": 1e-3,
-            "generator_schedule": "cosine",
-            "generator_mean": 0.99,
-            "alpha": 0.3,
-            "warm_up": 6,
-            "warm_up_surrogates": "cnn-released,cnn",
-            "online_trials": 32,
-        },
+    "fast": FAST,
+    "label-map": replace(
+        FAST,
+        summary="beside --label-map: a longer warm start, faster surrogates, a look ahead over 8 steps in eval mode",
+        recipe=replace(FAST.recipe, lr=0.1),
+        options=FAST.options
+        | {"generator_lr": 3e-3, "warm_up": 32, "online_trials": 24, "unroll": 8, "lookahead": "eval"},
     ),
     "digits": Preset(
         summary="for scikit-learn's 8 x 8 digits, about a minute on two cores",
