@@ -18,11 +18,13 @@ from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
+from miscue.poisons.single_pixel import Space, scattered
 from miscue.train import Recipe
 from miscue.victims import Victim
 
 ATTACKER = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 SEARCH = {"generations": 3, "candidates": 4, "images": 120, "held_out": 60, "finalists": 2, "processes": 1}
+SEARCH |= {"first_candidates": 3}
 QUICK: dict[str, dict] = {
     "deepconfuse": {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3},
     "single-pixel": SEARCH,
@@ -118,6 +120,13 @@ def test_pixel_poisons_change_one_pixel_the_same_in_all_images_of_a_class(name: 
         assert len(place) <= 1
         for row, column in place.tolist():
             assert len(poisoned.images[of_class][:, :, row, column].unique(dim=0)) == 1
+
+
+def test_the_search_starts_from_white_pixels_but_for_one_class() -> None:
+    places = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij"), dim=-1)
+    for mark in scattered(Space(nearest=places.expand(4, 6, 5, 2), channels=3), 20, Dice(0)):
+        assert len({tuple(place) for place in mark.places.tolist()}) == 4
+        assert sorted(mark.values.tolist()) == [[0] * 3] + 3 * [[255] * 3]
 
 
 @pytest.mark.parametrize("name", ["random-pixel", "border-pixel", "one-pixel-shortcut"])

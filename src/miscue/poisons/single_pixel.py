@@ -8,16 +8,17 @@ pixels of all classes at once, places outside that region of interest and intens
 
 of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
 integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
-outside; all candidates of a generation train the same weights on the same batches, which change with each generation;
-the best candidates of the search meet again under fresh seeds before one is released, since the best of many noisy
-values is mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units
-of its deviation.
+outside; the search starts from the best of some random candidates, white but for one class, whose images are told by
+having no pixel; all candidates of a generation train the same weights on the same batches, which change with each
+generation; the best candidates of the search meet again under fresh seeds before one is released, since the best of
+many noisy values is mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden
+layer in units of its deviation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from cmaes import CMAwM
 
 STARTS = ("random", "shortcut")
+Judged = tuple[float, Pixels]
+"""Fitness and candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +95,12 @@ def single_pixel(
     *,
     generations: int = 40,
     candidates: int = 0,
-    sigma: float = 0.3,
+    sigma: float = 0.15,
     start: str = "random",
+    first_candidates: int = 48,
     interest: float = 0.25,
     divergence: float = 0.0,
-    images: int = 6000,
+    images: int = 4000,
     held_out: int = 2000,
     finalists: int = 6,
     processes: int = 0,
@@ -110,7 +114,9 @@ def single_pixel(
         generations: of CMA-ES.
         candidates: in a generation; 0 for CMA-ES's own number, 4 + 3 ln(dimensions).
         sigma: first step size, as a share of the range of each variable.
-        start: first mean of the search: "random", or "shortcut" for the pixels of one_pixel_shortcut.
+        start: first mean of the search: "random" for the best of some random ones, white but for one class whose pixel
+            is black, or "shortcut" for the pixels of one_pixel_shortcut.
+        first_candidates: how many random ones.
         interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
             for none.
         divergence: weight of the distance between clean and poisoned images in the fitness.
@@ -127,9 +133,13 @@ def single_pixel(
         InputError: a number out of range, fewer images than asked for, more classes than free pixels.
     """
     lookup(dict.fromkeys(STARTS), start, "start")
-    if min(generations, images, held_out, finalists) < 1 or not sigma > 0 or min(candidates, processes, divergence) < 0:
+    if (
+        min(generations, first_candidates, images, held_out, finalists) < 1
+        or not sigma > 0
+        or min(candidates, processes, divergence) < 0
+    ):
         raise InputError(
-            "generations, images, held_out, finalists and sigma must be positive, "
+            "generations, first_candidates, images, held_out, finalists and sigma must be positive, "
             "candidates, processes and divergence not negative"
         )
     if not 0 <= interest < 1:
@@ -140,44 +150,65 @@ def single_pixel(
     maps = class_maps(clean_model, train.to(attacker.device), gradcam)
     space = Space(nearest=outside(maps, interest), channels=data.shape[0])
     distance = Distance(model=clean_model, data=kept) if divergence else None
-    strategy = make_strategy(
-        space, shortcut(train, attacker) if start == "shortcut" else None, sigma, candidates, attacker
-    )
+    if start == "shortcut":
+        first = [shortcut(train, attacker)]
+    else:
+        first = scattered(space, first_candidates, attacker.dice.named("first"))
+    first = [space.decode(space.encode(mark)) for mark in first]
 
-    history: list[Tensor] = list((resume or {}).get("fitness", torch.empty(0)).unbind())
-    seen: list[tuple[float, Pixels]] = []
-    total = generations + 1
+    history = known_fitness(resume or {})
+    known, total = len(history), generations + 2
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
-        for generation in range(generations):
-            asked = [strategy.ask() for _ in range(strategy.population_size)]
-            marks = [space.decode(point) for point, _ in asked]
-            known = generation < len(history)
-            if not known:
+
+        def scores(generation: int, marks: list[Pixels]) -> list[float]:
+            """The fitness of a generation's candidates, measured if it is not known."""
+            if generation == len(history):
                 gaps = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
                 more = [divergence * distance(mark) for mark in marks] if distance else [0.0] * len(marks)
                 history.append(torch.tensor([g + m for g, m in zip(gaps, more, strict=True)], dtype=torch.float64))
-            fitness = history[generation].tolist()
+            return history[generation].tolist()
+
+        fitness = scores(0, first)
+        seen = best(finalists, fitness, first)
+        if not known:
+            yield progress(seen, fitness, history, total)
+        strategy = make_strategy(space, seen[0][1], sigma, candidates, attacker)
+        for generation in range(1, generations + 1):
+            asked = [strategy.ask() for _ in range(strategy.population_size)]
+            marks = [space.decode(point) for point, _ in asked]
+            fitness = scores(generation, marks)
             strategy.tell([(raw, -value) for (_, raw), value in zip(asked, fitness, strict=True)])
-            seen += zip(fitness, marks, strict=True)
-            seen = sorted(seen, key=lambda pair: -pair[0])[:finalists]
-            if not known:
-                measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness)}
-                measures |= {"best_fitness": seen[0][0]}
-                yield progress(seen[0][1], measures, history, generation + 1, total)
+            seen = best(finalists, fitness, marks, seen)
+            if generation >= known:
+                yield progress(seen, fitness, history, total)
         centre = space.decode(np.clip(strategy.mean, 0, 1))
         final = [mark for _, mark in seen] + [centre]
         rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(3)]
     means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
-    best = max(range(len(final)), key=lambda i: means[i])
-    yield progress(final[best], {"final_fitness": means[best]}, history, total, total)
+    [(mean, mark)] = best(1, means, final)
+    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, {"final_fitness": mean}, history))
 
 
-def progress(mark: Pixels, measures: dict[str, float], history: list[Tensor], done: int, total: int) -> Progress:
-    """A generation done: the state is the fitness of all candidates so far, from which the search is played again."""
-    checkpoint = Checkpoint(
-        perturbation=Perturbation(mark=mark, eps=1.0), measures=measures, state={"fitness": torch.stack(history)}
-    )
-    return Progress(done=done, total=total, checkpoint=checkpoint)
+def best(count: int, fitness: list[float], marks: list[Pixels], before: Sequence[Judged] = ()) -> list[Judged]:
+    """The `count` best candidates, the best one first; of equals the earlier one."""
+    return sorted([*before, *zip(fitness, marks, strict=True)], key=lambda pair: -pair[0])[:count]
+
+
+def progress(seen: list[Judged], fitness: list[float], history: list[Tensor], total: int) -> Progress:
+    """A generation done."""
+    measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness), "best_fitness": seen[0][0]}
+    return Progress(done=len(history), total=total, checkpoint=checkpoint(seen[0][1], measures, history))
+
+
+def checkpoint(mark: Pixels, measures: dict[str, float], history: list[Tensor]) -> Checkpoint:
+    """The state is the fitness of all candidates so far, from which the search is played again."""
+    state = {f"generation {number}": fitness for number, fitness in enumerate(history)}
+    return Checkpoint(perturbation=Perturbation(mark=mark, eps=1.0), measures=measures, state=state)
+
+
+def known_fitness(state: dict[str, Tensor]) -> list[Tensor]:
+    """The fitness of all candidates so far, generation by generation."""
+    return [state[f"generation {number}"] for number in range(len(state))]
 
 
 def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data]:
@@ -215,22 +246,31 @@ def outside(maps: Tensor, interest: float) -> Tensor:
     return torch.stack(nearest)
 
 
-def make_strategy(space: Space, first: Pixels | None, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
-    """CMA-ES at its start: around `first`, or around places and intensities drawn from the dice."""
+def scattered(space: Space, count: int, dice: Dice) -> list[Pixels]:
+    """Random places, each candidate's apart from each other; white pixels but for one class, whose is black."""
+    channels, height, width = space.shape
+    classes, generator = len(space.nearest), dice.generator()
+    found = []
+    for _ in range(count):
+        drawn = torch.randperm(height * width, generator=generator)[:classes]
+        values = torch.full((classes, channels), 255, dtype=torch.uint8)
+        values[int(torch.randint(classes, (), generator=generator))] = 0
+        places = torch.stack([drawn // width, drawn % width], dim=1)
+        found.append(Pixels(places=places, values=values, shape=space.shape))
+    return found
+
+
+def make_strategy(space: Space, first: Pixels, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
+    """CMA-ES at its start around `first`."""
     from cmaes import CMAwM  # brings scipy
 
     bounds, steps = space.bounds()
-    dice = attacker.dice.named("search")
-    if first is None:
-        mean = torch.rand(len(steps), generator=dice.generator(), dtype=torch.float64).numpy()
-    else:
-        mean = space.encode(first)
     return CMAwM(
-        mean=mean.clip(1e-3, 1 - 1e-3),
+        mean=space.encode(first).clip(1e-3, 1 - 1e-3),
         sigma=sigma,
         bounds=bounds,
         steps=steps,
-        seed=dice.integer() % 2**32,
+        seed=attacker.dice.named("search").integer() % 2**32,
         population_size=candidates or None,
     )
 
@@ -280,7 +320,7 @@ def hidden(model: nn.Module, data: Data) -> Tensor:
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
         summary="a search with a small network, for grey images such as MNIST",
-        surrogate="cnn-plain",
-        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=3, batch_size=128),
+        surrogate="cnn-small-padded",
+        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=5, batch_size=32),
     ),
 }
