@@ -20,10 +20,14 @@ from torch.nn.grad import conv2d_weight
 
 
 class Asked(threading.local):
-    """Which of its two gradients a `Correlate` gives, in this thread: a CPU's backward pass stays in it."""
+    """What is asked of the layers in this thread: a CPU's backward pass stays in it.
+
+    images, weights: which of its two gradients a `Correlate` gives; twice: whether there will be a second derivative.
+    """
 
     images = True
     weights = True
+    twice = False
 
 
 ASKED = Asked()
@@ -41,6 +45,16 @@ def only(which: str) -> Iterator[None]:
         yield
     finally:
         ASKED.images = ASKED.weights = True
+
+
+@contextmanager
+def twice() -> Iterator[None]:
+    """For a block, have layers lay out what they compute for a second derivative: slower once, quicker twice."""
+    ASKED.twice = True
+    try:
+        yield
+    finally:
+        ASKED.twice = False
 
 
 class Conv2d(nn.Conv2d):
@@ -115,12 +129,15 @@ class Spread(Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose second derivative is quick on a CPU. Left to the library on a GPU and in eval mode."""
+    """`nn.BatchNorm2d` whose second derivative is quick on a CPU where it is made under `twice`, else the library's.
+
+    Left to the library on a GPU and in eval mode, too.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> the same shape, channels last."""
         count, share = x.numel() // x.shape[1], self.momentum
-        usual = self.training and self.track_running_stats and count > 1
+        usual = ASKED.twice and self.training and self.track_running_stats and count > 1
         if share is None or not usual or x.is_cuda or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         z, mean, variance, _ = Normalise.apply(x, self.eps)

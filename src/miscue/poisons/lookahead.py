@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 from miscue.losses import unlikelihood
-from miscue.models.layers import across, affine, means, only, rows, unfolded
+from miscue.models.layers import across, affine, means, only, rows, twice, unfolded
 
 Weights = dict[str, Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -80,7 +80,8 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     """
     poisoned = poisoned_by(look, batch)
     leaf = leaf_of(poisoned)
-    inner = image_loss(look, theta, {} if look.counts else buffers_of(look.surrogate), leaf, batch.y)
+    with twice():
+        inner = image_loss(look, theta, {} if look.counts else buffers_of(look.surrogate), leaf, batch.y)
     with only("weights"):
         slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
     v, direct = beyond_slopes(look, theta, slope, batch, leaf)
@@ -119,7 +120,8 @@ def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     parts = [leaf_of(part) for part in poisoned.chunk(look.steps)]
     ahead = theta
     for x, y in zip(parts, batch.y.chunk(look.steps), strict=True):
-        inner = image_loss(look, ahead, {} if look.counts else buffers_of(look.surrogate), x, y)
+        with twice():
+            inner = image_loss(look, ahead, {} if look.counts else buffers_of(look.surrogate), x, y)
         with only("weights"):
             slope = torch.autograd.grad(inner, list(ahead.values()), create_graph=True)
         ahead = {name: w - look.alpha * s for (name, w), s in zip(ahead.items(), slope, strict=True)}
