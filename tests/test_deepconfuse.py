@@ -232,9 +232,9 @@ def test_the_online_surrogate_takes_the_ordinary_step(data: Data, gradient: obje
     slopes = gradient(look, dict(watched.named_parameters()), batch).theta
     F.cross_entropy(plain((batch.x + noise(batch.x)).detach().clamp(0, 1)), batch.y).backward()
     for slope, parameter in zip(slopes, plain.parameters(), strict=True):
-        assert torch.allclose(slope, parameter.grad, rtol=1e-3, atol=1e-5)
+        assert (slope - parameter.grad).norm() < 1e-3 * parameter.grad.norm() + 1e-5
     for (name, a), b in zip(watched.named_buffers(), plain.buffers(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5), name
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
 
 
 def test_likeness_inverts_the_label_map() -> None:
