@@ -76,7 +76,7 @@ def main() -> None:
                     some,
                     data=f"{data}, training images only",
                     seconds=time.monotonic() - started,
-                    command=f"{command} {data} --network {asked.network} --epochs {asked.epochs}",
+                    command=f"{command} {data} --network {asked.network} --epochs {asked.epochs} --recipes {name}",
                     note="clean images; seconds since the grid began",
                 )
                 print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)

@@ -276,3 +276,15 @@ def test_pixels_searched_killed_resumed_and_met_by_all_kinds_of_victims(npz: Pat
     assert looked == {"cnn-small+adam"}
     assert scored == {"cnn-small+adam", "random-forest"}
     assert "where it looks" in (tmp_path / "whole.run" / "report.html").read_text()
+
+
+def test_a_preset_brings_its_label_map(npz: Path, tmp_path: Path) -> None:
+    """The rule fits the set's classes, and what is given beside the preset wins."""
+    short = ["--preset", "label-map", "--steps", "4", "--warm-up", "1", "--online-trials", "1", "--unroll", "2"]
+    short += ["--surrogate", "cnn-small", "--warm-up-surrogates", "cnn-small", "--batch-size", "16", "--threads", "1"]
+    targets = {}
+    for name, given in (("usual", []), ("other", ["--label-map", "2,0,1"])):
+        miscue("poison", "deepconfuse", npz, tmp_path / name, *short, *given)
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        targets[name] = manifest["options"]["label_map"]
+    assert targets == {"usual": [1, 2, 0], "other": [2, 0, 1]}

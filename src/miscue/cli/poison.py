@@ -131,9 +131,9 @@ def poison_data(
     chosen = lookup(PRESETS[name], preset, "preset")
     where = device(device_, threads)
     splits = read(data, resize=resize)
-    if "label_map" in given:
-        given["label_map"] = label_map(given["label_map"], len(splits.train.classes))
     options = chosen.options | given
+    if "label_map" in options:
+        options["label_map"] = label_map(options["label_map"], len(splits.train.classes))
     attacker = attacker_of(chosen, seed=seed, device=where, **training)
     workshop = folder_beside(out)
     if overwrite:

@@ -28,7 +28,10 @@ class Attacker:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named setting of a method: the surrogate, its recipe, and the options that depart from the defaults."""
+    """A named setting of a method: the surrogate, its recipe, and the options that depart from the defaults.
+
+    A label map among the options is a rule such as "y+1", as on the command line: it fits any number of classes.
+    """
 
     summary: str
     surrogate: str = Attacker.surrogate

@@ -354,10 +354,11 @@ PRESETS: dict[str, Preset] = {
     "fast": FAST,
     "label-map": replace(
         FAST,
-        summary="beside --label-map: a longer warm start, faster surrogates, a look ahead over 8 steps in eval mode",
+        summary="label map y+1: a longer warm start, faster surrogates, a look ahead over 8 steps in eval mode",
         recipe=replace(FAST.recipe, lr=0.1),
         options=FAST.options
-        | {"generator_lr": 3e-3, "warm_up": 32, "online_trials": 24, "unroll": 8, "lookahead": "eval"},
+        | {"label_map": "y+1", "lookahead": "eval", "unroll": 8}
+        | {"generator_lr": 3e-3, "warm_up": 32, "online_trials": 24},
     ),
     "digits": Preset(
         summary="for scikit-learn's 8 x 8 digits, about a minute on two cores",
