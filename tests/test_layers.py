@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from miscue.models.generators import Last
-from miscue.models.layers import BatchNorm2d, Conv2d, only, twice
+from miscue.models.functions import Borrow, only, twice
+from miscue.models.generators import Down, Last, Up
+from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -29,14 +32,16 @@ def test_conv2d_is_the_library_s(channels: int, padding: int) -> None:
     assert all(torch.allclose(s, t, rtol=1e-4, atol=1e-5) for s, t in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("padding", [0, 1])
-def test_conv2d_of_one_channel_against_finite_differences(padding: int) -> None:
+def test_conv2d_against_finite_differences(channels: int, padding: int) -> None:
     torch.manual_seed(0)
-    quick = Conv2d(1, 3, 3, padding=padding).double()
-    x = torch.rand(2, 1, 6, 5, dtype=torch.float64, requires_grad=True)
+    quick = Conv2d(channels, 3, 3, padding=padding).double()
+    x = torch.rand(2, channels, 6, 5, dtype=torch.float64, requires_grad=True)
 
     def scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return functional_call(quick, {"weight": weight, "bias": bias}, (x,)).tanh()
+        with twice():
+            return functional_call(quick, {"weight": weight, "bias": bias}, (x,)).tanh()
 
     inputs = (x, quick.weight, quick.bias)
     assert gradcheck(scores, inputs)
@@ -45,14 +50,54 @@ def test_conv2d_of_one_channel_against_finite_differences(padding: int) -> None:
 
 def test_only_what_is_asked_for_is_left_as_it_is() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(Conv2d(1, 1, 3), nn.Tanh(), Conv2d(1, 2, 3))  # the second image is no leaf
+    net = nn.Sequential(Conv2d(1, 2, 3), nn.Tanh(), Conv2d(2, 2, 3))  # the second image is no leaf
     x = torch.rand(2, 1, 7, 7, requires_grad=True)
     weights = list(net.parameters())
+
+    def loss() -> Tensor:
+        with twice():
+            return net(x).tanh().sum()
+
+    def slopes() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(), weights, create_graph=True)
+
     for which, wanted in (("weights", weights), ("images", [x])):
-        whole = torch.autograd.grad(net(x).tanh().sum(), wanted)
+        whole = torch.autograd.grad(loss(), wanted), torch.autograd.grad(slopes(), wanted, weights)
         with only(which):
-            part = torch.autograd.grad(net(x).tanh().sum(), wanted)
-        assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True)), which
+            part = torch.autograd.grad(loss(), wanted)
+        with only("weights"):
+            slope = slopes()
+        with only(which):
+            further = torch.autograd.grad(slope, wanted, weights)
+        assert all(torch.equal(a, b) for a, b in zip(whole[0], part, strict=True)), which
+        assert all(torch.equal(a, b) for a, b in zip(whole[1], further, strict=True)), which
+
+
+QUICK = {
+    "relu": (ReLU(), nn.ReLU()),
+    "average": (AvgPool2d(2), nn.AvgPool2d(2)),
+    "average, overlapping": (AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1)),
+    "largest": (MaxPool2d(2), nn.MaxPool2d(2)),
+    "largest, overlapping": (MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_what_only_chooses_is_the_library_s_to_the_second_derivative(kind: str) -> None:
+    torch.manual_seed(0)
+    quick, library = QUICK[kind]
+    x = torch.randn(3, 2, 7, 6, requires_grad=True)
+    found = []
+    for layer, block in ((quick, twice), (library, nullcontext)):
+        with block():
+            y = layer(x.sin())
+        way = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
+        (first,) = torch.autograd.grad(y, x, way, create_graph=True)
+        (second,) = torch.autograd.grad((first * first).sum(), x)
+        found.append((y, first, second))
+    assert type(quick(x).grad_fn) is type(library(x).grad_fn), "where no second derivative follows it is the library's"
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    assert found[0][2].abs().sum() > 0
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -96,6 +141,42 @@ def test_batch_norm_against_finite_differences() -> None:
     inputs = (x, quick.weight, quick.bias)
     assert gradcheck(scores, inputs)
     assert gradgradcheck(scores, inputs)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 3)])
+def test_borrow_is_batch_norm_by_the_statistics_of_the_rest(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = (2 * torch.rand(shape, dtype=torch.float64) + 1).requires_grad_()
+    weight, bias = (torch.rand(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        others, own = x[2:], (1, -1, *[1] * (x.ndim - 2))
+        dims = [0, *range(2, x.ndim)]
+        mean, variance = others.mean(dims, keepdim=True), others.var(dims, correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * weight.reshape(own) + bias.reshape(own)
+
+    def borrowed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return Borrow.apply(x, weight, bias, 2, 1e-5)[0]
+
+    inputs = x, weight, bias
+    assert torch.allclose(borrowed(*inputs), formula(*inputs))
+    way = torch.rand_like(x)
+    ours, theirs = (torch.autograd.grad(one(*inputs), inputs, way) for one in (borrowed, formula))
+    assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert gradcheck(borrowed, inputs)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 3), (3, 3)])
+def test_the_narrowest_layers_are_convolutions(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    down, up = Down(4, 6), Up(6, 4)
+    x = torch.rand(5, 4, *size)
+    library = F.relu(down.norm(F.conv2d(x, down.conv.weight, stride=2, padding=1)))
+    fresh = Down(4, 6)
+    fresh.load_state_dict(down.state_dict())
+    assert torch.allclose(fresh(x), library, atol=1e-5)
+    whole = F.conv_transpose2d(library, up.conv.weight, up.conv.bias, stride=2, padding=1, output_padding=1)
+    assert torch.allclose(up(library, torch.Size(size)), whole[..., : size[0], : size[1]], atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

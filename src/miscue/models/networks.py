@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from miscue.models.heads import Nystrom, RandomFourier
-from miscue.models.layers import BatchNorm2d, Conv2d
+from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
 
 Shape = tuple[int, int, int]
 
@@ -38,7 +38,7 @@ def convolutional(
         layers.append(Conv2d(channels, outputs, kernel, padding=padding, bias=not batch_norm))
         if batch_norm:
             layers.append(BatchNorm2d(outputs))
-        layers.append(nn.ReLU())
+        layers.append(ReLU())
         channels = outputs
         height, width = (side + 2 * padding - kernel + 1 for side in (height, width))
         if min(height, width) >= 2:
@@ -47,7 +47,7 @@ def convolutional(
     layers += [nn.Flatten(), nn.Linear(channels * height * width, hidden, bias=not batch_norm)]
     if batch_norm:
         layers.append(nn.BatchNorm1d(hidden))
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(hidden, classes))
+    return nn.Sequential(*layers, ReLU(), nn.Linear(hidden, classes))
 
 
 def valid(shape: Shape, kernel: int, *, blocks: int) -> int:
@@ -104,7 +104,7 @@ def cnn(
         classes,
         width=width,
         kernel=3,
-        pooling=nn.MaxPool2d,
+        pooling=MaxPool2d,
         batch_norm=batch_norm,
         bounded=bounded,
         padded=padded,
@@ -113,7 +113,7 @@ def cnn(
 
 def cnn_released(shape: Shape, classes: int, *, width: float = 1.0) -> nn.Module:
     """The same net as in the authors' released code: 5x5 kernels, average pooling, BatchNorm on the scores too."""
-    return two_blocks(shape, classes, width=width, kernel=5, pooling=nn.AvgPool2d, batch_norm=True, bounded=True)
+    return two_blocks(shape, classes, width=width, kernel=5, pooling=AvgPool2d, batch_norm=True, bounded=True)
 
 
 def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
@@ -125,7 +125,7 @@ def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
         hidden=128,
         kernel=3,
         padding=1,
-        pooling=nn.MaxPool2d,
+        pooling=MaxPool2d,
         batch_norm=batch_norm,
     )
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 from miscue.losses import unlikelihood
-from miscue.models.layers import across, affine, means, only, rows, twice, unfolded
+from miscue.models.functions import Borrow, only, twice
 
 Weights = dict[str, Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +86,7 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
         slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
     v, direct = beyond_slopes(look, theta, slope, batch, leaf)
     with only("images"):
-        (along,) = torch.autograd.grad(slope, leaf, [-look.alpha * u for u in v])
+        (along,) = torch.autograd.grad(slope, leaf, torch._foreach_mul(v, -look.alpha))
     return Slopes(theta=slope, xi=for_generator(look, poisoned, direct + along))
 
 
@@ -126,7 +126,8 @@ def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
             slope = torch.autograd.grad(inner, list(ahead.values()), create_graph=True)
         ahead = {name: w - look.alpha * s for (name, w), s in zip(ahead.items(), slope, strict=True)}
     outer = look.beyond(ahead, batch.x, torch.cat(parts), batch.y)
-    along = torch.cat(torch.autograd.grad(outer, parts))
+    with only("images"):
+        along = torch.cat(torch.autograd.grad(outer, parts))
     walked = tuple((w - ahead[name]).detach() / look.alpha for name, w in theta.items())
     return Slopes(theta=walked, xi=for_generator(look, poisoned, along))
 
@@ -150,9 +151,9 @@ def beyond_slopes(
     look: Lookahead, theta: Weights, slope: Iterable[Tensor], batch: Batch, leaf: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """The objective's gradient at theta' for theta', and the one for the poisoned images with theta' held still."""
-    ahead = {
-        name: (w - look.alpha * s).detach().requires_grad_() for (name, w), s in zip(theta.items(), slope, strict=True)
-    }
+    with torch.no_grad():
+        moved = torch._foreach_sub(list(theta.values()), list(slope), alpha=look.alpha)
+    ahead = {name: w.requires_grad_() for name, w in zip(theta, moved, strict=True)}
     outer = look.beyond(ahead, batch.x, leaf, batch.y)
     *v, direct = torch.autograd.grad(outer, [*ahead.values(), leaf], materialize_grads=True)
     return v, direct
@@ -202,12 +203,8 @@ def normalised_by_the_rest(model: nn.Module, count: int) -> Iterator[None]:
 
 def normalised(layer: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) -> Tensor:
     """BatchNorm's formula for (n, features) or (n, features, h, w), with the statistics of x[count:]."""
-    t, channels = rows(x), x.shape[1]
-    others = t[count * (len(t) // len(x)) :]
-    mean = means(others, channels)
-    variance = means((others - across(mean, t)).square(), channels)
-    z = (t - across(mean, t)) * across(torch.rsqrt(variance + layer.eps), t)
-    return unfolded(affine(z, layer.weight, layer.bias), x.shape)
+    y: Tensor = Borrow.apply(x, layer.weight, layer.bias, count, layer.eps)[0]
+    return y
 
 
 def buffers_of(model: nn.Module) -> Weights:

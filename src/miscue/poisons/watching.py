@@ -48,15 +48,17 @@ class Generators:
         if not all(one.slopes.xi for one in watched):
             return
         for parameter, *slopes in zip(self.copy.parameters(), *(one.slopes.xi for one in watched), strict=True):
-            parameter.grad = torch.stack(slopes).mean(0)
+            parameter.grad = mean_of(slopes)
         self.adam.step()
         for own, *others in zip(self.copy.buffers(), *(one.look.generator.buffers() for one in watched), strict=True):
-            mean = torch.stack(others).sum(0) / len(others)
+            mean = mean_of(others)
             for buffer in (own, *others):
                 buffer.copy_(mean)
-        for name, tensor in self.copy.state_dict().items():
-            mean = self.mean[name]
-            mean.lerp_(tensor, 1 - self.decay) if tensor.is_floating_point() else mean.copy_(tensor)
+        latest = self.copy.state_dict()
+        real = [name for name, tensor in latest.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.mean[name] for name in real], [latest[name] for name in real], 1 - self.decay)
+        for name in latest.keys() - set(real):
+            self.mean[name].copy_(latest[name])
 
     def release(self) -> None:
         """xi <- xi', or rather its running mean."""
@@ -104,6 +106,11 @@ class Generators:
         return Perturbation(mark=mark, eps=eps, device=str(device_of(generator)))
 
 
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Their mean; where there is one only, that itself."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(0) / len(tensors)
+
+
 def weights_of(model: nn.Module) -> Weights:
     """A copy of a model's parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -114,7 +121,7 @@ def make_generators(plan: Plan, attacker: Attacker, *, lr: float, decay: float) 
     frozen = build(plan, attacker.dice.named("generator"))
     placed(frozen, attacker.device).eval()
     copy = deepcopy(frozen).train()
-    adam = torch.optim.Adam(copy.parameters(), lr)
+    adam = torch.optim.Adam(copy.parameters(), lr, fused=True)
     mean, best = weights_of(frozen), weights_of(frozen)
     return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, mean=mean, decay=decay, best=best)
 
