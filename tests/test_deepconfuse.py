@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
 from miscue.poisons import Attacker, deepconfuse
-from miscue.poisons.lookahead import OBJECTIVES, Lookahead, difference, exact, likeness, towards, unrolled
-from miscue.poisons.watching import life
+from miscue.poisons.lookahead import OBJECTIVES, Lookahead, Slopes, difference, exact, likeness, towards, unrolled
+from miscue.poisons.watching import life, make_generators
 from miscue.train import Recipe
 from miscue.victims import Victim
 
@@ -235,6 +236,22 @@ def test_the_online_surrogate_takes_the_ordinary_step(data: Data, gradient: obje
         assert torch.allclose(slope, parameter.grad, rtol=1e-6, atol=1e-9)
     for (name, a), b in zip(watched.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(a, b, rtol=1e-7), name
+
+
+def test_the_generator_takes_adam_s_step_in_whatever_order_its_slopes_lie_in_memory() -> None:
+    plan = Plan(name="encoder-decoder", shape=(1, 12, 12), options={"eps": 0.3})
+    pair = make_generators(plan, QUICK, lr=1e-2, decay=0.9)
+    plain = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in pair.copy.parameters()]
+    adam = torch.optim.Adam([parameter.requires_grad_() for parameter in plain], 1e-2, foreach=False, fused=False)
+    assert any(p.stride() != q.stride() for p, q in zip(pair.copy.parameters(), plain, strict=True))
+    one = SimpleNamespace(look=SimpleNamespace(generator=pair.replica()))
+    for _ in range(3):
+        one.slopes = Slopes(theta=(), xi=tuple(torch.randn(parameter.shape) for parameter in plain))
+        pair.ascend([one])
+        for parameter, slope in zip(plain, one.slopes.xi, strict=True):
+            parameter.grad = slope
+        adam.step()
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(pair.copy.parameters(), plain, strict=True))
 
 
 def test_likeness_inverts_the_label_map() -> None:

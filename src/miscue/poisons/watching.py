@@ -121,7 +121,7 @@ def make_generators(plan: Plan, attacker: Attacker, *, lr: float, decay: float) 
     frozen = build(plan, attacker.dice.named("generator"))
     placed(frozen, attacker.device).eval()
     copy = deepcopy(frozen).train()
-    adam = torch.optim.Adam(copy.parameters(), lr, fused=True)
+    adam = torch.optim.Adam(copy.parameters(), lr, foreach=True)
     mean, best = weights_of(frozen), weights_of(frozen)
     return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, mean=mean, decay=decay, best=best)
 
