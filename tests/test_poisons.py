@@ -129,6 +129,16 @@ def test_the_search_starts_from_white_pixels_but_for_one_class() -> None:
         assert sorted(mark.values.tolist()) == [[0] * 3] + 3 * [[255] * 3]
 
 
+def test_the_best_quarter_of_the_first_candidates_is_measured_twice(data: Data) -> None:
+    for options, counts in (({"first_candidates": 10}, [10, 3, 4, 4, 4]), ({"start": "shortcut"}, [4, 1, 4, 4, 4])):
+        steps = [step.checkpoint for step in POISONS["single-pixel"].steps(data, ATTACKER, **SEARCH | options)]
+        assert [len(steps[-1].state[f"generation {number}"]) for number in range(5)] == counts
+        first, again = (steps[-1].state[f"generation {number}"] for number in (0, 1))
+        best = first.topk(counts[1]).values
+        assert steps[0].measures["best_fitness"] == first.max()
+        assert steps[1].measures["best_fitness"] == ((best + again) / 2).max()
+
+
 @pytest.mark.parametrize("name", ["random-pixel", "border-pixel", "one-pixel-shortcut"])
 def test_pixels_can_be_learned(name: str) -> None:
     """Where images tell nothing, a network reads the class of new images from the pixel, and from nothing else."""

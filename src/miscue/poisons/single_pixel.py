@@ -9,17 +9,17 @@ pixels of all classes at once, places outside that region of interest and intens
 of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
 integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
 outside; the search starts from the best of some random candidates, white but for one class, whose images are told by
-having no pixel; all candidates of a generation train the same weights on the same batches, which change with each
-generation; the best candidates of the search meet again under fresh seeds before one is released, since the best of
-many noisy values is mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden
-layer in units of its deviation.
+having no pixel, the best quarter of them measured twice; all candidates of a generation train the same weights on the
+same batches, which change with each generation; the best candidates of the search meet again under fresh seeds before
+one is released, since the best of many noisy values is mostly luck; D is the distance of clean and poisoned images, of
+the means of M_c's last hidden layer in units of its deviation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,7 +95,7 @@ def single_pixel(
     *,
     generations: int = 34,
     candidates: int = 0,
-    sigma: float = 0.15,
+    sigma: float = 0.06,
     start: str = "random",
     first_candidates: int = 48,
     interest: float = 0.5,
@@ -115,8 +115,8 @@ def single_pixel(
         candidates: in a generation; 0 for CMA-ES's own number, 4 + 3 ln(dimensions).
         sigma: first step size, as a share of the range of each variable.
         start: first mean of the search: "random" for the best of some random ones, white but for one class whose pixel
-            is black, or "shortcut" for the pixels of one_pixel_shortcut.
-        first_candidates: how many random ones.
+            is black, or "shortcut" for the best of one_pixel_shortcut's, as they are and with each class black in turn.
+        first_candidates: how many random ones; the best quarter of them is measured twice.
         interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
             for none.
         divergence: weight of the distance between clean and poisoned images in the fitness.
@@ -151,13 +151,14 @@ def single_pixel(
     space = Space(nearest=outside(maps, interest), channels=data.shape[0])
     distance = Distance(model=clean_model, data=kept) if divergence else None
     if start == "shortcut":
-        first = [shortcut(train, attacker)]
+        found = shortcut(train, attacker)
+        first = [found, *(black(found, label) for label in range(len(data.classes)))]
     else:
         first = scattered(space, first_candidates, attacker.dice.named("first"))
     first = [space.decode(space.encode(mark)) for mark in first]
 
     history = known_fitness(resume or {})
-    known, total = len(history), generations + 2
+    known, total = len(history), generations + 3
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
 
         def scores(generation: int, marks: list[Pixels]) -> list[float]:
@@ -169,11 +170,16 @@ def single_pixel(
             return history[generation].tolist()
 
         fitness = scores(0, first)
-        seen = best(finalists, fitness, first)
-        if not known:
-            yield progress(seen, fitness, history, total)
+        quarter = best(-(-len(first) // 4), fitness, first)
+        if known < 1:
+            yield progress(quarter, fitness, history, total)
+        again = scores(1, [mark for _, mark in quarter])
+        twice = [(once + more) / 2 for (once, _), more in zip(quarter, again, strict=True)]
+        seen = best(finalists, twice, [mark for _, mark in quarter])
+        if known < 2:
+            yield progress(seen, twice, history, total)
         strategy = make_strategy(space, seen[0][1], sigma, candidates, attacker)
-        for generation in range(1, generations + 1):
+        for generation in range(2, generations + 2):
             asked = [strategy.ask() for _ in range(strategy.population_size)]
             marks = [space.decode(point) for point, _ in asked]
             fitness = scores(generation, marks)
@@ -253,11 +259,18 @@ def scattered(space: Space, count: int, dice: Dice) -> list[Pixels]:
     found = []
     for _ in range(count):
         drawn = torch.randperm(height * width, generator=generator)[:classes]
-        values = torch.full((classes, channels), 255, dtype=torch.uint8)
-        values[int(torch.randint(classes, (), generator=generator))] = 0
+        label = int(torch.randint(classes, (), generator=generator))
         places = torch.stack([drawn // width, drawn % width], dim=1)
-        found.append(Pixels(places=places, values=values, shape=space.shape))
+        white = Pixels(places=places, values=torch.full((classes, channels), 255).byte(), shape=space.shape)
+        found.append(black(white, label))
     return found
+
+
+def black(mark: Pixels, label: int) -> Pixels:
+    """The same pixels, but that of one class black: on a black ground it is told by having none."""
+    values = mark.values.clone()
+    values[label] = 0
+    return replace(mark, values=values)
 
 
 def make_strategy(space: Space, first: Pixels, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
