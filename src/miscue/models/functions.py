@@ -63,8 +63,8 @@ def twice() -> Iterator[None]:
 class Correlate(Function):
     """x (n, i, h, w), weight (o, i, k, l) -> (n, o, h - k + 1, w - l + 1), channels last.
 
-    With its two transposes, `Spread` and `Overlap`, it is closed under differentiation: the three are one trilinear form
-    in image, weight and slope.
+    With its two transposes, `Spread` and `Overlap`, it is closed under differentiation: the three are one trilinear
+    form in image, weight and slope.
     """
 
     generate_vmap_rule = True
