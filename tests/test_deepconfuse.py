@@ -107,8 +107,11 @@ def in_use(victim: torch.nn.Sequential, x: Tensor, poisoned: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize(("gradient", "steps"), [(exact, 1), (difference, 1), (unrolled, 1), (unrolled, 3)])
-def test_eval_mode_gradient_against_finite_differences(gradient: object, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("gradient", "steps", "judged"),
+    [(exact, 1, 0), (difference, 1, 0), (unrolled, 1, 0), (unrolled, 3, 0), (unrolled, 3, 1), (unrolled, 3, 2)],
+)
+def test_eval_mode_gradient_against_finite_differences(gradient: object, steps: int, judged: int) -> None:
     """With BatchNorm, whose statistics are those of the poisoned batch and depend on the generator themselves."""
     data = striped(12, size=9)
     surrogate = build(Plan(name="cnn-small-bounded", shape=data.shape, options={"classes": 3}), Dice(1)).double()
@@ -117,8 +120,9 @@ def test_eval_mode_gradient_against_finite_differences(gradient: object, steps: 
     batch = Batch(x=0.2 + 0.6 * floats(data.images).double(), y=data.labels, index=torch.arange(12))
     drive = towards((1, 2, 0), "cpu")
     options = {"objective": drive, "alpha": 0.5, "reach": 1e-8, **OTHERWISE}
-    look = Lookahead(surrogate=surrogate, generator=noise, eval_mode=True, steps=steps, **options)
+    look = Lookahead(surrogate=surrogate, generator=noise, eval_mode=True, steps=steps, judged=judged, **options)
     theta = dict(surrogate.named_parameters())
+    latest = slice(-4 * judged, None)
 
     def value() -> Tensor:
         """By the formula and nothing else."""
@@ -130,7 +134,7 @@ def test_eval_mode_gradient_against_finite_differences(gradient: object, steps: 
             F.cross_entropy(victim(x), y).backward()
             sgd.step()
         with torch.no_grad():
-            return drive(in_use(victim, batch.x, poisoned), batch.y)
+            return drive(in_use(victim, batch.x[latest], poisoned[latest]), batch.y[latest])
 
     slopes = gradient(look, theta, batch).xi
     generator = torch.Generator().manual_seed(0)
@@ -308,6 +312,7 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         ({"pool": 2, "algorithm": "1"}, "one surrogate at a time"),
         ({"unroll": 0}, "unroll must lie between"),
         ({"unroll": 6}, "unroll must lie between"),
+        ({"unroll": 2, "beyond": -1}, "beyond and patience must not be negative"),
         ({"unroll": 2, "gradient": "difference"}, "plain SGD by the exact gradient"),
         ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
         ({"generator_schedule": "linear"}, "unknown schedule"),

@@ -152,6 +152,7 @@ def deepconfuse(
     warm_up_surrogates: str = "",
     online_trials: int = 0,
     unroll: int = 1,
+    beyond: int = 0,
     label_map: tuple[int, ...] | None = None,
     objective: str = "cross-entropy",
     gradient: str = "exact",
@@ -185,6 +186,7 @@ def deepconfuse(
             on what the ascending generator makes.
         unroll: steps that a look ahead in online trials takes in. From 2 on they are the surrogate's own, at its own
             rate instead of alpha, and the generator takes one step for all of them.
+        beyond: on the images of how many of these steps, the latest ones, the loss beyond them is taken; 0 for all.
         label_map: the class that clean images of each class are to be read as; none for any wrong class.
         objective: "cross-entropy" (ascent) or "unlikelihood" (descent on -log(1 - p)); unused with a label map.
         gradient: "exact", or "difference" (first order only, faster).
@@ -205,8 +207,8 @@ def deepconfuse(
         InputError: an unknown name, a number out of range, a label map that is none.
     """
     levels(eps)
-    if min(trials, steps, warm_up, online_trials, patience) < 0:
-        raise InputError("trials, steps, warm_up, online_trials and patience must not be negative")
+    if min(trials, steps, warm_up, online_trials, beyond, patience) < 0:
+        raise InputError("trials, steps, warm_up, online_trials, beyond and patience must not be negative")
     if not min(trials + warm_up + online_trials, pool, generator_lr, alpha, reach) > 0:
         raise InputError("pool, generator_lr, alpha, reach and the number of all trials must be positive")
     if not 0 <= generator_mean < 1:
@@ -270,6 +272,7 @@ def deepconfuse(
             counts=phase.walk is online,
             eval_mode=ahead_in == "eval",
             steps=phase.unroll,
+            judged=beyond,
         )
         each = turns(phase, size)
         images = recipe.batch_size * phase.unroll
@@ -357,7 +360,7 @@ PRESETS: dict[str, Preset] = {
         summary="label map y+1: a longer warm start, faster surrogates, a look ahead over 8 steps in eval mode",
         recipe=replace(FAST.recipe, lr=0.1),
         options=FAST.options
-        | {"label_map": "y+1", "lookahead": "eval", "unroll": 8}
+        | {"label_map": "y+1", "lookahead": "eval", "unroll": 8, "beyond": 2}
         | {"generator_lr": 3e-3, "warm_up": 32, "online_trials": 24},
     ),
     "digits": Preset(

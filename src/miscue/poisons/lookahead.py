@@ -42,6 +42,7 @@ class Lookahead:
     counts: whether the poisoned batch moves the surrogate's running statistics, as its own training step does.
     eval_mode: whether clean images are normalised as a victim in eval mode does it, by the statistics of poisoned ones.
     steps: how many pseudo-updates `unrolled` makes.
+    judged: on how many of its batch's parts, the latest ones, it takes the loss beyond them; 0 for all.
     """
 
     surrogate: nn.Module
@@ -53,6 +54,7 @@ class Lookahead:
     counts: bool
     eval_mode: bool = False
     steps: int = 1
+    judged: int = 0
 
     def beyond(self, ahead: Weights, x: Tensor, poisoned: Tensor, y: Tensor) -> Tensor:
         """The objective at theta' = `ahead` on clean images x."""
@@ -125,7 +127,8 @@ def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
         with only("weights"):
             slope = torch.autograd.grad(inner, list(ahead.values()), create_graph=True)
         ahead = {name: w - look.alpha * s for (name, w), s in zip(ahead.items(), slope, strict=True)}
-    outer = look.beyond(ahead, batch.x, torch.cat(parts), batch.y)
+    judged = torch.cat(parts[-look.judged :])
+    outer = look.beyond(ahead, batch.x[-len(judged) :], judged, batch.y[-len(judged) :])
     with only("images"):
         along = torch.cat(torch.autograd.grad(outer, parts))
     walked = tuple((w - ahead[name]).detach() / look.alpha for name, w in theta.items())
