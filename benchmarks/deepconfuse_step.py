@@ -1,6 +1,6 @@
 """What a DeepConfuse step costs in steps of its own victim, and the memory it takes.
 
-    MISCUE_DATA=../shared/data python benchmarks/deepconfuse_step.py [--record]
+    MISCUE_DATA=../shared/data python benchmarks/deepconfuse_step.py [--record] [--only WORDS]
 
 A victim step is forward, backward and update of the surrogate on one batch of 64. The floor of a step of Algorithm 2,
 in victim steps V and generator forward passes G: the surrogate's own step V; the pseudo-update's gradient V; the loss
@@ -15,6 +15,7 @@ thread, which in processor time is about twice as much.
 
 from __future__ import annotations
 
+import argparse
 import resource
 from collections.abc import Callable
 from itertools import islice
@@ -35,7 +36,10 @@ ROUNDS, INNER = 15, 8
 
 
 def main() -> None:
-    """Time `INNER` steps of each kind in turn, `ROUNDS` times."""
+    """Time `INNER` steps of each kind in turn, `ROUNDS` times; with --only, of those whose name has these words."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    only = parser.parse_known_args()[0].only
     torch.set_num_threads(1)
     keep_freed_memory()  # as the command line does
     data = read("mnist").train.take(slice(0, 20_000))
@@ -73,6 +77,7 @@ def main() -> None:
             "online, unrolled over 8, look ahead in eval mode on the last 2": unrolled
             | {"lookahead": "eval", "beyond": 2},
         }
+        kinds = {name: kind for name, kind in kinds.items() if only in name}
         cases |= {name: walk(**kind) for name, kind in kinds.items()}
         times = interleaved(cases, rounds=ROUNDS)
         for name in kinds:
@@ -86,6 +91,8 @@ def main() -> None:
             if "pool" in kinds[name]:
                 note += "; wall time on two threads against a victim step on one, not processor time"
             record(row, "ratio", mean, spread, ROUNDS, note=note)
+    if only:
+        return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     record({"benchmark": "deepconfuse step"}, "peak_mib", peak, 0, 1, note="whole process, 20,000 images of MNIST")
 
