@@ -27,7 +27,7 @@ from miscue.victims import RECIPES, Victim
 GRIDS: dict[str, tuple[float, ...]] = {
     "sgd": (0.03, 0.1, 0.3),
     "momentum": (0.01, 0.03, 0.1),
-    "adam": (3e-4, 1e-3, 3e-3),
+    "adam": (3e-4, 1e-3, 3e-3, 1e-2),
     "rmsprop": (3e-4, 1e-3, 3e-3),
     "adabound": (3e-4, 1e-3, 3e-3),
 }
