@@ -60,24 +60,28 @@ def twice() -> Iterator[None]:
         ASKED.twice = False
 
 
-class Correlate(Function):
+class Bilinear(Function):
+    """A function of two tensors that its derivatives need again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+class Correlate(Bilinear):
     """x (n, i, h, w), weight (o, i, k, l) -> (n, o, h - k + 1, w - l + 1), channels last.
 
     With its two transposes, `Spread` and `Overlap`, it is closed under differentiation: the three are one trilinear
     form in image, weight and slope.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         scores = F.conv2d(x, weight)
         # as vmap has it
         return scores.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if x.shape[1] == 1 else scores
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -89,10 +93,8 @@ class Correlate(Function):
         )
 
 
-class Spread(Function):
+class Spread(Bilinear):
     """The transpose of `Correlate` in x: (n, o, h', w'), weight (o, i, k, l) -> (n, i, h' + k - 1, w' + l - 1)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(slope: Tensor, weight: Tensor) -> Tensor:
@@ -108,10 +110,6 @@ class Spread(Function):
         return image[:, None]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, image: Tensor) -> tuple[Tensor | None, Tensor | None]:
         slope, weight = ctx.saved_tensors
         for_slope, for_weight = wanted(ctx, x=slope, weight=weight)
@@ -121,19 +119,13 @@ class Spread(Function):
         )
 
 
-class Overlap(Function):
+class Overlap(Bilinear):
     """The transpose of `Correlate` in weight: x (n, i, h, w), slope (n, o, h', w') -> (o, i, h - h' + 1, ...)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, slope: Tensor) -> Tensor:
         (_, channels, height, width), (_, o, low, narrow) = x.shape, slope.shape
         return conv2d_weight(x, (o, channels, height - low + 1, width - narrow + 1), slope)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
