@@ -223,7 +223,7 @@ def trial_words(fact: dict[str, Any]) -> str:
     if "final_fitness" in fact:
         return f"finalists, {fact['minutes']:.1f} min: gap {fact['final_fitness']:.1f} points under fresh seeds"
     if "best_fitness" in fact:
-        return f"generation {start}: gap {fact['fitness']:.1f} points, the largest so far {fact['best_fitness']:.1f}"
+        return f"generation {start}: gap {fact['fitness']:.1f} points, best candidate so far {fact['best_fitness']:.1f}"
     if "held_out_accuracy" not in fact:
         return f"trial {start}: nothing to measure yet"
     hits = fact.get("held_out_hit_rate")

@@ -201,7 +201,7 @@ def best(count: int, fitness: list[float], marks: list[Pixels], before: Sequence
 
 
 def progress(seen: list[Judged], fitness: list[float], history: list[Tensor], total: int) -> Progress:
-    """A generation done."""
+    """A generation done. `best_fitness` is the best candidate's as it is known by now: it may fall."""
     measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness), "best_fitness": seen[0][0]}
     return Progress(done=len(history), total=total, checkpoint=checkpoint(seen[0][1], measures, history))
 

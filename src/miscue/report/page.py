@@ -540,10 +540,10 @@ def _craft(run: Run) -> dict[str, str] | None:
     if not points:
         return None
     text = (
-        "The best fitness so far, after each generation of the search: how many more poisoned training images than "
-        f"clean held-out ones a fresh network reads right, in percentage points. {len(points)} generations took "
-        f"{number(points[-1][0])} minutes and came from {number(points[0][1])} to {number(points[-1][1])}. The best of "
-        "many is partly luck"
+        "The fitness of the best candidate so far, after each generation of the search: how many more poisoned "
+        f"training images than clean held-out ones a fresh network reads right, in percentage points. "
+        f"{len(points)} generations took {number(points[-1][0])} minutes and came from {number(points[0][1])} to "
+        f"{number(points[-1][1])}. The best of many is partly luck"
     )
     final = [row["final_fitness"] for row in run.craft if finite(row.get("final_fitness"))]
     text += f": under fresh seeds the pixels that were released come to {number(final[-1])}." if final else "."
