@@ -18,7 +18,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
-from miscue.poisons.single_pixel import Space, scattered
+from miscue.poisons.single_pixel import Space, scattered, visibility
 from miscue.train import Recipe
 from miscue.victims import Victim
 
@@ -123,10 +123,31 @@ def test_pixel_poisons_change_one_pixel_the_same_in_all_images_of_a_class(name: 
 
 
 def test_the_search_starts_from_white_pixels_but_for_one_class() -> None:
-    places = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij"), dim=-1)
-    for mark in scattered(Space(nearest=places.expand(4, 6, 5, 2), channels=3), 20, Dice(0)):
+    """Apart from each other, in the quarter that is seen best of what lies outside the classes' regions."""
+    places = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(6), indexing="ij"), dim=-1)
+    nearest = places.repeat(4, 1, 1, 1)
+    nearest[1, 4:] = torch.tensor([3, 0])  # out of bounds for class 1
+    visible = torch.arange(48.0).reshape(8, 6)
+    for mark in scattered(Space(nearest=nearest, channels=3), visible, 20, Dice(0)):
         assert len({tuple(place) for place in mark.places.tolist()}) == 4
         assert sorted(mark.values.tolist()) == [[0] * 3] + 3 * [[255] * 3]
+        rows = mark.places[:, 0].tolist()
+        assert rows[1] == 3
+        assert min(rows[0], *rows[2:]) >= 6
+
+
+def test_visibility_is_what_a_network_can_see(data: Data) -> None:
+    """A white pixel on white says nothing, nor does one where a network without padding drops the border."""
+    half = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
+    half[:, :, :, :10] = 255
+    images = replace(data, images=half, labels=data.labels[:40])
+    visible = visibility(Victim(network="cnn-plain", recipe=ATTACKER.recipe), images, ATTACKER, networks=1)
+    assert visible[:, :10].max() == 0
+    assert visible[:, 26:].max() == 0
+    assert visible[2:24, 12:24].min() > 0
+    some = visibility(Victim(network="cnn-plain", recipe=ATTACKER.recipe), images, ATTACKER, networks=1, most=50)
+    assert 0 < (some > 0).sum() <= 50
+    assert torch.equal(some[some > 0], visible[some > 0])
 
 
 def test_the_best_quarter_of_the_first_candidates_is_measured_twice(data: Data) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from miscue.losses import Loss, plain
 from miscue.models.networks import placed
 from miscue.optimizers import OPTIMIZERS
 
-PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16", "auto")
 SCHEDULES = ("constant", "cosine")
 
 Shown = Callable[[Batch], Batch]
@@ -31,7 +32,8 @@ class Recipe:
     optimizer: a key of `optimizers.OPTIMIZERS`; lr, momentum, weight_decay: its settings.
     epochs: passes over the data; batch_size: images a step.
     schedule: "constant", or "cosine" (the rate falls to 0 along half a cosine).
-    precision: "float32", or "bfloat16" (autocast: parameters stay float32).
+    precision: "float32", "bfloat16" (autocast: parameters stay float32), or "auto": bfloat16 where the device has units
+        for it, which about halves the time of a step there.
     """
 
     optimizer: str = "sgd"
@@ -46,7 +48,7 @@ class Recipe:
     def __post_init__(self) -> None:
         lookup(OPTIMIZERS, self.optimizer, "optimizer")
         lookup(dict.fromkeys(SCHEDULES), self.schedule, "schedule")
-        lookup(PRECISIONS, self.precision, "precision")
+        lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
         if not self.lr > 0 or self.epochs < 1 or self.batch_size < 1:
             raise InputError(
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
@@ -155,4 +157,15 @@ def fit(
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The mixed-precision context of `precision` on `device`; does nothing for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device.type))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@functools.cache
+def has_bfloat16(kind: str) -> bool:
+    """Whether a "cpu" or "cuda" device multiplies bfloat16 numbers by instructions of its own."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions cannot tell
+        return False
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

@@ -103,8 +103,8 @@ VICTIMS: dict[str, Victim | Classical] = {
 }
 
 
-def victim(name: str, epochs: int | None = None) -> Victim | Classical:
-    """A victim by its name; networks may train for other `epochs`.
+def victim(name: str, epochs: int | None = None, precision: str | None = None) -> Victim | Classical:
+    """A victim by its name; networks may train for other `epochs` and in another `precision` than their own.
 
     The name is a key of VICTIMS, a network and a key of RECIPES as in "cnn+adam", or the class name of any classifier
     of scikit-learn.
@@ -122,12 +122,14 @@ def victim(name: str, epochs: int | None = None) -> Victim | Classical:
             raise InputError(f"{base} is no network and has no recipe {recipe!r}")
         return found
     chosen = lookup(RECIPES, recipe, "recipe") if plus else found.recipe
-    return replace(found, recipe=replace(chosen, epochs=epochs or chosen.epochs))
+    return replace(
+        found, recipe=replace(chosen, epochs=epochs or chosen.epochs, precision=precision or chosen.precision)
+    )
 
 
-def network(name: str, epochs: int | None = None) -> Victim:
+def network(name: str, epochs: int | None = None, precision: str | None = None) -> Victim:
     """A victim that is a network."""
-    found = victim(name, epochs)
+    found = victim(name, epochs, precision)
     if isinstance(found, Classical):
         raise InputError(f"{name} is not a network")
     return found

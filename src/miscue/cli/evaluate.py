@@ -18,6 +18,7 @@ from miscue.cli.options import (
     DEVICE,
     JSON,
     OVERWRITE,
+    PRECISION,
     RESIZE,
     SEED,
     THREADS,
@@ -53,6 +54,7 @@ def evaluate(
         int | None,
         typer.Option(help="Train for N epochs instead of the victims' own number.", metavar="N", min=1),
     ] = None,
+    precision: PRECISION = None,
     label_map_: Annotated[
         str | None,
         typer.Option("--label-map", help="Rule for the hit rate, e.g. y+1; default: the manifest's."),
@@ -94,6 +96,7 @@ def evaluate(
             victims=victims,
             repeats=repeats,
             epochs=epochs,
+            precision=precision,
             rule=label_map_,
             perturbation=perturbation or folder_beside(Path(poisoned)) / "perturbation.safetensors",
             seed=seed,
@@ -119,12 +122,13 @@ def evaluate_sets(
     perturbation: Path,
     seed: int,
     device: str,
+    precision: str | None = None,
     jobs: int = 0,
 ) -> None:
     """Evaluate into `folder` and write its page."""
     if clean.test is None:
         raise InputError(f"{clean_name} has no test set; evaluation needs clean test images")
-    chosen = {name: victim(name, epochs) for name in victims.split(",")}
+    chosen = {name: victim(name, epochs, precision) for name in victims.split(",")}
     manifest = manifest_of(poisoned)
     classes = clean.train.classes
     recorded = (manifest.get("options") or {}).get("label_map")

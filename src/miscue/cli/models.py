@@ -16,6 +16,7 @@ from miscue.cli.options import (
     DEVICE,
     JSON,
     OVERWRITE,
+    PRECISION,
     RESIZE,
     SEED,
     THREADS,
@@ -27,6 +28,7 @@ from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy
 from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
+from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
 from miscue.report import page
 from miscue.run import Tick, provenance
@@ -40,8 +42,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step; default: the victim's own.", min=1)] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or rmsprop; default: the victim's own.")] = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    optimizer: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}; default: the victim's own.")
+    ] = None,
+    precision: PRECISION = None,
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",
@@ -55,8 +59,8 @@ def train(
         if out.exists() and not overwrite:
             raise InputError(f"{out} exists already; choose another name or add --overwrite")
         where = device(device_, threads)
-        chosen = network(victim, epochs)
-        given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer, "precision": precision}
+        chosen = network(victim, epochs, precision)
+        given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
         recipe = replace(chosen.recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)

@@ -15,6 +15,7 @@ import torch
 import typer
 
 from miscue.errors import InputError
+from miscue.train import PRECISIONS
 
 
 def fraction(text: str | float) -> float:
@@ -32,6 +33,13 @@ JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on st
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RESIZE = Annotated[int | None, typer.Option(help="Make all images N x N pixels.", metavar="N")]
+PRECISION = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Train in {', '.join(PRECISIONS)} (bfloat16 where the device has units for it); default: the victim's.",
+        show_default=False,
+    ),
+]
 THREADS = Annotated[
     int,
     typer.Option(

@@ -43,6 +43,7 @@ from miscue.lanes import lanes
 from miscue.measures.accuracy import hit_rate, percent, predictions
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
+from miscue.optimizers import descend
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress, packed, unpacked
 from miscue.poisons.lookahead import (
     GRADIENTS,
@@ -106,10 +107,7 @@ def online(
 ) -> Iterator[None]:
     """One trial in which the surrogate's own step goes down the slope of the pseudo-update; nothing is frozen."""
     for batch in stream:
-        slopes = ahead(dict(surrogate.named_parameters()), batch)
-        for parameter, slope in zip(surrogate.parameters(), slopes, strict=True):
-            parameter.grad = slope.detach()
-        optimizer.step()
+        descend(optimizer, surrogate.parameters(), ahead(dict(surrogate.named_parameters()), batch))
         yield
 
 

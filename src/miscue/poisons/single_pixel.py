@@ -8,8 +8,8 @@ pixels of all classes at once, places outside that region of interest and intens
 
 of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
 integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
-outside; the search starts from the best of some random candidates, white but for one class, whose images are told by
-having no pixel, the best quarter of them measured twice; all candidates of a generation train the same weights on the
+outside; the search starts from the best of some random candidates, at places outside that an untrained network sees
+well, white but for one class, whose images are told by having no pixel, the best quarter of them measured twice; all candidates of a generation train the same weights on the
 same batches, which change with each generation; the best candidates of the search meet again under fresh seeds before
 one is released, since the best of many noisy values is mostly luck; D is the distance of clean and poisoned images, of
 the means of M_c's last hidden layer in units of its deviation.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, hold_out
+from miscue.data import Data, floats, hold_out
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.explainers import gradcam
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cmaes import CMAwM
 
 STARTS = ("random", "shortcut")
+LOOKED_AT = 32  # images that the visibility of a place is measured on
 Judged = tuple[float, Pixels]
 """Fitness and candidate."""
 
@@ -93,14 +94,14 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 34,
+    generations: int = 22,
     candidates: int = 0,
     sigma: float = 0.06,
     start: str = "random",
     first_candidates: int = 48,
     interest: float = 0.5,
     divergence: float = 0.0,
-    images: int = 4000,
+    images: int = 16000,
     held_out: int = 2000,
     finalists: int = 6,
     processes: int = 0,
@@ -154,7 +155,8 @@ def single_pixel(
         found = shortcut(train, attacker)
         first = [found, *(black(found, label) for label in range(len(data.classes)))]
     else:
-        first = scattered(space, first_candidates, attacker.dice.named("first"))
+        visible = visibility(victim, train, attacker)
+        first = scattered(space, visible, first_candidates, attacker.dice.named("first"))
     first = [space.decode(space.encode(mark)) for mark in first]
 
     history = known_fitness(resume or {})
@@ -252,13 +254,45 @@ def outside(maps: Tensor, interest: float) -> Tensor:
     return torch.stack(nearest)
 
 
-def scattered(space: Space, count: int, dice: Dice) -> list[Pixels]:
-    """Random places, each candidate's apart from each other; white pixels but for one class, whose is black."""
+@torch.no_grad()
+def visibility(victim: Victim, data: Data, attacker: Attacker, *, networks: int = 3, most: int = 1024) -> Tensor:
+    """How far a white pixel at each place moves what untrained networks give their last layer: float (h, w).
+
+    Measured at no more than `most` places, drawn from all; at others it is 0.
+    """
+    _, height, width = data.shape
+    dice = attacker.dice.named("visibility")
+    drawn = torch.randperm(height * width, generator=dice.generator())[:most]
+    images = floats(data.images[:LOOKED_AT], channels_last=True)
+    moved = torch.zeros(height * width)
+    for number in range(networks):
+        model = victim.untrained(data, dice.named("network", number), device=attacker.device)
+        clean = hidden(model, images)
+        for place in drawn.tolist():
+            white = images.clone()
+            white[:, :, place // width, place % width] = 1
+            moved[place] += (hidden(model, white) - clean).mean(0).norm().cpu() / networks
+    return moved.reshape(height, width)
+
+
+def scattered(space: Space, visible: Tensor, count: int, dice: Dice) -> list[Pixels]:
+    """Places drawn for each class, apart from each other; white pixels but for one class, whose is black.
+
+    They are drawn from the quarter that is seen best, by `visibility`, of the places outside the class's region.
+    """
     channels, height, width = space.shape
     classes, generator = len(space.nearest), dice.generator()
+    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=2)
+    free = (space.nearest == grid).all(3).flatten(1)
+    ranked = (visible.flatten() - (~free) * visible.max() * 2).argsort(dim=1, descending=True, stable=True)
     found = []
     for _ in range(count):
-        drawn = torch.randperm(height * width, generator=generator)[:classes]
+        taken: list[int] = []
+        drawn = torch.zeros(classes, dtype=torch.long)
+        for label in torch.randperm(classes, generator=generator).tolist():
+            left = [place for place in ranked[label, : max(classes, int(free[label].sum()) // 4)] if place not in taken]
+            drawn[label] = left[int(torch.randint(len(left), (), generator=generator))]
+            taken.append(int(drawn[label]))
         label = int(torch.randint(classes, (), generator=generator))
         places = torch.stack([drawn // width, drawn % width], dim=1)
         white = Pixels(places=places, values=torch.full((classes, channels), 255).byte(), shape=space.shape)
@@ -312,19 +346,20 @@ class Distance:
 
     def __call__(self, mark: Pixels) -> float:
         """The distance for the images of `data`."""
-        clean, poisoned = (hidden(self.model, one) for one in (self.data, Perturbation(mark=mark, eps=1.0)(self.data)))
+        poison = Perturbation(mark=mark, eps=1.0)
+        clean, poisoned = (hidden(self.model, one.images) for one in (self.data, poison(self.data)))
         spread = clean.var(0).sum().sqrt()
         return float((poisoned.mean(0) - clean.mean(0)).norm() / spread.clamp(min=1e-12))
 
 
 @torch.no_grad()
-def hidden(model: nn.Module, data: Data) -> Tensor:
-    """What the last linear layer is given: float (n, features)."""
+def hidden(model: nn.Module, images: Tensor) -> Tensor:
+    """What the last linear layer is given: float (n, features); `images` uint8, or float inputs as they are."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     kept: list[Tensor] = []
     hook = layers[-1].register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
     try:
-        predictions(model, data.images)
+        predictions(model, images)
     finally:
         hook.remove()
     return torch.cat(kept)
@@ -332,8 +367,8 @@ def hidden(model: nn.Module, data: Data) -> Tensor:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
-        summary="a search with a small network, for grey images such as MNIST",
-        surrogate="cnn-small-padded",
-        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=5, batch_size=32),
+        summary="a search for grey images such as MNIST, with short fits of a network as large as the victims",
+        surrogate="cnn-padded",
+        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=2, batch_size=64, schedule="cosine", precision="auto"),
     ),
 }

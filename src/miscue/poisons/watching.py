@@ -17,6 +17,7 @@ from miscue.data import Batch
 from miscue.marks import Generated
 from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, build
+from miscue.optimizers import descend
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import Attacker, optimizer_state, optimizer_tensors, packed, unpacked
 from miscue.poisons.lookahead import Lookahead, Slopes, Weights
@@ -47,9 +48,8 @@ class Generators:
         """One step of xi' along the mean of the slopes that the surrogates' last steps found, if they found any."""
         if not all(one.slopes.xi for one in watched):
             return
-        for parameter, *slopes in zip(self.copy.parameters(), *(one.slopes.xi for one in watched), strict=True):
-            parameter.grad = mean_of(slopes)
-        self.adam.step()
+        slopes = (mean_of(one) for one in zip(*(one.slopes.xi for one in watched), strict=True))
+        descend(self.adam, self.copy.parameters(), slopes)
         for own, *others in zip(self.copy.buffers(), *(one.look.generator.buffers() for one in watched), strict=True):
             mean = mean_of(others)
             for buffer in (own, *others):
