@@ -9,10 +9,11 @@ pixels of all classes at once, places outside that region of interest and intens
 of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
 integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
 outside; the search starts from the best of some random candidates, at places outside that an untrained network sees
-well, white but for one class, whose images are told by having no pixel, the best quarter of them measured twice; all candidates of a generation train the same weights on the
-same batches, which change with each generation; the best candidates of the search meet again under fresh seeds before
-one is released, since the best of many noisy values is mostly luck; D is the distance of clean and poisoned images, of
-the means of M_c's last hidden layer in units of its deviation.
+well, white but for one class, whose images are told by having no pixel, the best quarter of them measured twice; all
+candidates of a generation train the same weights on the same batches, which change with each generation; the best
+candidates of the search meet again under fresh seeds before one is released, since the best of many noisy values is
+mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units of its
+deviation.
 """
 
 from __future__ import annotations
