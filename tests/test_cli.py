@@ -19,6 +19,7 @@ from PIL import Image
 from conftest import striped
 from miscue.data import Data
 from miscue.readers import read
+from miscue.train import settled
 
 ROOT = Path(__file__).parent.parent
 CRAFT = ["--trials", "2", "--steps", "4", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
@@ -85,7 +86,7 @@ def test_apply_reproduces_the_copy_and_takes_a_share(npz: Path, poisoned: Path, 
 
 def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Path, tmp_path: Path) -> None:
     words = ["evaluate", npz, poisoned, "--victims", "cnn-small,cnn-plain", "--repeats", "2", "--epochs", "1"]
-    words += ["--out", tmp_path / "run", "--threads", "1", "--json"]
+    words += ["--precision", "auto", "--out", tmp_path / "run", "--threads", "1", "--json"]
     rows = [json.loads(line) for line in miscue(*words).stdout.splitlines()]
     fields = {"table", "row", "measure", "published", "mean", "std", "n", "scale", "data", "seconds", "device"}
     assert all(fields | {"commit", "command", "note"} == row.keys() for row in rows)
@@ -93,6 +94,7 @@ def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Pat
     assert ("cnn-plain", "poisoned", "noise_accuracy_test") in measures
     assert ("cnn-small", "clean", "test_accuracy_batch_statistics") in measures
     assert {r["n"] for r in rows} == {2}
+    assert {r["row"]["precision"] for r in rows} == {settled("auto", "cpu")} <= {"float32", "bfloat16"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<html" in page
     again = miscue(*words)

@@ -25,8 +25,9 @@ from miscue.models.generators import GENERATORS
 from miscue.models.heads import Nystrom, RandomFourier, rbf
 from miscue.models.networks import NETWORKS
 from miscue.models.store import Plan, build, load_model, load_tensors, save_model
+from miscue.optimizers import OPTIMIZERS, descend
 from miscue.readers import read
-from miscue.train import Recipe, fit, fitting, training
+from miscue.train import Recipe, fit, fitting, settled, training
 from miscue.victims import VICTIMS, Victim, victim
 
 
@@ -133,6 +134,29 @@ def test_bfloat16_trains_and_keeps_float32_weights(data: Data) -> None:
     model = victim(data, Dice(0))
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert accuracy(model, data) > 90
+
+
+def test_auto_precision_is_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capable, meant in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("miscue.train.has_bfloat16", lambda kind, capable=capable: capable and kind == "cuda")
+        assert settled("auto", "cuda:1") == meant
+        assert settled("auto", "cpu") == "float32"
+        assert [settled(name, "cuda") for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_slopes_are_read_in_whatever_order_they_lie_in_memory(name: str) -> None:
+    """A step along slopes that no backward put in place is that of a plain copy of the weights."""
+    weight = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    last = weight.clone(memory_format=torch.channels_last).requires_grad_()
+    plain = weight.clone().requires_grad_()
+    for parameter in (last, plain):
+        optimizer = OPTIMIZERS[name]([parameter], lr=0.1, momentum=0.5, weight_decay=0.0)
+        for _ in range(3):
+            descend(optimizer, [parameter], [weight.sin()])
+    assert last.stride() != plain.stride()
+    assert torch.allclose(last, plain, atol=1e-6)
+    assert (plain - weight).abs().min() > 0
 
 
 def test_the_loop_is_the_textbook_step(data: Data) -> None:

@@ -208,12 +208,15 @@ def records(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[d
     }
     poison = settings.get("manifest") or {}
     row = {"data": settings["clean"], "method": poison.get("method"), "eps": settings["eps"]}
-    return [
-        {"table": "evaluate", "row": row | one.pop("row"), "measure": one.pop("measure"), "published": None}
-        | one
-        | facts
-        for one in summary(cells)
-    ]
+    victims = settings.get("victims") or {}
+    found = []
+    for one in summary(cells):
+        own = row | one.pop("row")
+        recipe = victims.get(own["victim"], {}).get("recipe")
+        if recipe:
+            own["precision"] = recipe["precision"]
+        found.append({"table": "evaluate", "row": own, "measure": one.pop("measure"), "published": None} | one | facts)
+    return found
 
 
 def provenance(command: Sequence[str], device: str) -> dict[str, Any]:

@@ -157,8 +157,15 @@ def fit(
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The mixed-precision context of `precision` on `device`; does nothing for float32."""
-    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device.type))
+    enabled = settled(precision, device.type) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def settled(precision: str, device: str) -> str:
+    """What "auto" means on a device such as "cpu" or "cuda:1"; any other precision as it is."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16(torch.device(device).type) else "float32"
 
 
 @functools.cache

@@ -36,6 +36,7 @@ from miscue.readers import read
 from miscue.report import page
 from miscue.run import evaluate as evaluate_run
 from miscue.run import fingerprint, lines, provenance, save_samples
+from miscue.train import settled
 from miscue.victims import RECIPES, VICTIMS, victim
 from miscue.workers import cores
 
@@ -128,6 +129,7 @@ def evaluate_sets(
     """Evaluate into `folder` and write its page."""
     if clean.test is None:
         raise InputError(f"{clean_name} has no test set; evaluation needs clean test images")
+    precision = precision and settled(precision, device)
     chosen = {name: victim(name, epochs, precision) for name in victims.split(",")}
     manifest = manifest_of(poisoned)
     classes = clean.train.classes
