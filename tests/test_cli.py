@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from conftest import striped
+from miscue.cli import console
 from miscue.data import Data
 from miscue.readers import read
+from miscue.run import Tick
 from miscue.train import settled
 
 ROOT = Path(__file__).parent.parent
@@ -290,3 +292,13 @@ def test_a_preset_brings_its_label_map(npz: Path, tmp_path: Path) -> None:
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         targets[name] = manifest["options"]["label_map"]
     assert targets == {"usual": [1, 2, 0], "other": [2, 0, 1]}
+
+
+def test_time_left_goes_by_the_pace_since_the_first_tick(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """48 of 100 came at once, from a checkpoint or as one generation; then 14 took 70 s."""
+    clock = iter([0.0, 300.0, 370.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    console.plain(iter([Tick(done=48, total=100), Tick(done=62, total=100)]), "searching", str)
+    assert capsys.readouterr().err.splitlines() == ["searching: 62 %, about 3 min left"]

@@ -91,16 +91,19 @@ def bar(ticks: Iterator[Tick], title: str, describe: Callable[[dict[str, Any]], 
 
 
 def plain(ticks: Iterator[Tick], title: str, describe: Callable[[dict[str, Any]], str], *, every: float = 30) -> None:
-    """The form of `follow` where there is no terminal: at most one line of progress in `every` seconds."""
-    started = said = time.monotonic()
-    first: int | None = None
+    """The form of `follow` where there is no terminal: at most one line of progress in `every` seconds.
+
+    The pace is that since the first tick, which may come from a checkpoint or carry more than one unit.
+    """
+    said, since, first = time.monotonic(), None, 0
     for tick in ticks:
-        first = tick.done - 1 if first is None else first
         now = time.monotonic()
         if tick.fact is not None:
             say(f"{title}: {describe(tick.fact)}")
-        if now - said >= every and tick.done > first:
-            left = (now - started) * (tick.total - tick.done) / (tick.done - first)
+        if since is None:
+            since, first = now, tick.done
+        elif now - said >= every and tick.done > first:
+            left = (now - since) * (tick.total - tick.done) / (tick.done - first)
             say(f"{title}: {100 * tick.done / tick.total:.0f} %, about {clock(left)} left")
             said = now
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cmaes import CMAwM
 
 STARTS = ("random", "shortcut")
+FINALS = 3  # fresh seeds under which the finalists meet
 LOOKED_AT = 32  # images that the visibility of a place is measured on
 Judged = tuple[float, Pixels]
 """Fitness and candidate."""
@@ -161,7 +162,9 @@ def single_pixel(
     first = [space.decode(space.encode(mark)) for mark in first]
 
     history = known_fitness(resume or {})
-    known, total = len(history), generations + 3
+    known, quarter_of = len(history), -(-len(first) // 4)
+    size = candidates or 4 + math.floor(3 * math.log(len(space.bounds()[1])))
+    total = len(first) + quarter_of + generations * size + FINALS * (finalists + 1)
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
 
         def scores(generation: int, marks: list[Pixels]) -> list[float]:
@@ -173,7 +176,7 @@ def single_pixel(
             return history[generation].tolist()
 
         fitness = scores(0, first)
-        quarter = best(-(-len(first) // 4), fitness, first)
+        quarter = best(quarter_of, fitness, first)
         if known < 1:
             yield progress(quarter, fitness, history, total)
         again = scores(1, [mark for _, mark in quarter])
@@ -181,9 +184,9 @@ def single_pixel(
         seen = best(finalists, twice, [mark for _, mark in quarter])
         if known < 2:
             yield progress(seen, twice, history, total)
-        strategy = make_strategy(space, seen[0][1], sigma, candidates, attacker)
+        strategy = make_strategy(space, seen[0][1], sigma, size, attacker)
         for generation in range(2, generations + 2):
-            asked = [strategy.ask() for _ in range(strategy.population_size)]
+            asked = [strategy.ask() for _ in range(size)]
             marks = [space.decode(point) for point, _ in asked]
             fitness = scores(generation, marks)
             strategy.tell([(raw, -value) for (_, raw), value in zip(asked, fitness, strict=True)])
@@ -192,7 +195,7 @@ def single_pixel(
                 yield progress(seen, fitness, history, total)
         centre = space.decode(np.clip(strategy.mean, 0, 1))
         final = [mark for _, mark in seen] + [centre]
-        rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(3)]
+        rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(FINALS)]
     means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
     [(mean, mark)] = best(1, means, final)
     yield Progress(done=total, total=total, checkpoint=checkpoint(mark, {"final_fitness": mean}, history))
@@ -204,9 +207,13 @@ def best(count: int, fitness: list[float], marks: list[Pixels], before: Sequence
 
 
 def progress(seen: list[Judged], fitness: list[float], history: list[Tensor], total: int) -> Progress:
-    """A generation done. `best_fitness` is the best candidate's as it is known by now: it may fall."""
+    """A generation done, counted in trained networks.
+
+    `best_fitness` is the best candidate's as it is known by now: it may fall.
+    """
     measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness), "best_fitness": seen[0][0]}
-    return Progress(done=len(history), total=total, checkpoint=checkpoint(seen[0][1], measures, history))
+    done = sum(len(fitness) for fitness in history)
+    return Progress(done=done, total=total, checkpoint=checkpoint(seen[0][1], measures, history))
 
 
 def checkpoint(mark: Pixels, measures: dict[str, float], history: list[Tensor]) -> Checkpoint:
@@ -308,8 +315,8 @@ def black(mark: Pixels, label: int) -> Pixels:
     return replace(mark, values=values)
 
 
-def make_strategy(space: Space, first: Pixels, sigma: float, candidates: int, attacker: Attacker) -> CMAwM:
-    """CMA-ES at its start around `first`."""
+def make_strategy(space: Space, first: Pixels, sigma: float, size: int, attacker: Attacker) -> CMAwM:
+    """CMA-ES at its start around `first`, with `size` candidates a generation."""
     from cmaes import CMAwM  # brings scipy
 
     bounds, steps = space.bounds()
@@ -319,7 +326,7 @@ def make_strategy(space: Space, first: Pixels, sigma: float, candidates: int, at
         bounds=bounds,
         steps=steps,
         seed=attacker.dice.named("search").integer() % 2**32,
-        population_size=candidates or None,
+        population_size=size,
     )
 
 
