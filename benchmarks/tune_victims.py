@@ -1,6 +1,6 @@
 """Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
 
-    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--record] [--network NAME] [--recipes A,B] [DATA ...]
+    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--recipes A,B] [--precision auto] [SET ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
 image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.
@@ -21,7 +21,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.population import Member, population
 from miscue.readers import read
 from miscue.run import append
-from miscue.train import Recipe
+from miscue.train import Recipe, settled
 from miscue.victims import RECIPES, Victim
 
 GRIDS: dict[str, tuple[float, ...]] = {
@@ -46,12 +46,14 @@ def main() -> None:
     parser.add_argument("--network", default="cnn-padded")
     parser.add_argument("--recipes", default=",".join(GRIDS))
     parser.add_argument("--epochs", type=int, default=RECIPES["adam"].epochs)
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16, or auto for the quicker one here")
     parser.add_argument("--record", action="store_true")
     asked, command = parser.parse_args(), "python benchmarks/tune_victims.py"
+    precision = settled(asked.precision, "cpu")
     for data in asked.data:
         train, kept = hold_out(read(data).train, 0.1, Dice(0).named("tune"))
         recipes: dict[tuple[str, float], Recipe] = {
-            (name, rate): replace(RECIPES[name], lr=rate, epochs=asked.epochs)
+            (name, rate): replace(RECIPES[name], lr=rate, epochs=asked.epochs, precision=precision)
             for name in asked.recipes.split(",")
             for rate in GRIDS[name]
         }
@@ -71,12 +73,14 @@ def main() -> None:
                 name, rate = named[place // SEEDS]
                 found = line(
                     "victims",
-                    {"data": data, "network": asked.network, "recipe": name, "lr": rate, "epochs": asked.epochs},
+                    {"data": data, "network": asked.network, "recipe": name, "lr": rate}
+                    | {"epochs": asked.epochs, "precision": precision},
                     "held_out_error",
                     some,
                     data=f"{data}, training images only",
                     seconds=time.monotonic() - started,
-                    command=f"{command} {data} --network {asked.network} --epochs {asked.epochs} --recipes {name}",
+                    command=f"{command} {data} --network {asked.network} --epochs {asked.epochs} --recipes {name} "
+                    f"--precision {precision}",
                     note="clean images; seconds since the grid began",
                 )
                 print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)

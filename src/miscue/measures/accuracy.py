@@ -26,7 +26,7 @@ def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, images: Tensor, *, chunk: int = 1000) -> Tensor:
+def predictions(model: nn.Module, images: Tensor, *, chunk: int = 200) -> Tensor:
     """Predicted classes, int64 (n,) on the CPU, in eval mode; `images` uint8, or float inputs as they are."""
     with mode(model, train=False):
         return torch.cat([predict(model, images[i : i + chunk]) for i in range(0, len(images), chunk)])
