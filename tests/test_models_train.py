@@ -17,6 +17,7 @@ from miscue.errors import InputError
 from miscue.measures.accuracy import (
     accuracy,
     batch_statistics_predictions,
+    class_accuracies,
     confusion,
     hit_rate,
     predictions,
@@ -221,6 +222,14 @@ def test_measures_by_hand() -> None:
     predicted, labels = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])
     assert confusion(predicted, labels, 3) == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
     assert hit_rate(predicted, labels, (0, 2, 0)) == 50
+
+
+def test_class_accuracies_are_those_of_each_class_alone(data: Data) -> None:
+    model = VICTIMS["cnn-small"](data, Dice(0))
+    half_wrong = replace(data, labels=data.labels.roll(1), classes=(*data.classes, "none"))
+    alone = [accuracy(model, half_wrong.take(half_wrong.labels == label)) for label in range(3)]
+    assert class_accuracies(model, half_wrong).tolist() == pytest.approx([*alone, 0])
+    assert 0 < min(alone) < 100
 
 
 def test_scoring_leaves_the_model_as_it_was(data: Data) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from miscue.balls import changed_pixels, linf
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
+from miscue.marks import Pixels
 from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
-from miscue.poisons.single_pixel import Space, scattered, visibility
+from miscue.poisons.single_pixel import Search, Space, scattered, visibility
 from miscue.train import Recipe
 from miscue.victims import Victim
 
@@ -124,8 +126,7 @@ def test_pixel_poisons_change_one_pixel_the_same_in_all_images_of_a_class(name: 
 
 def test_the_search_starts_from_white_pixels_but_for_one_class() -> None:
     """Apart from each other, in the quarter that is seen best of what lies outside the classes' regions."""
-    places = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(6), indexing="ij"), dim=-1)
-    nearest = places.repeat(4, 1, 1, 1)
+    nearest = everywhere(4, 8, 6)
     nearest[1, 4:] = torch.tensor([3, 0])  # out of bounds for class 1
     visible = torch.arange(48.0).reshape(8, 6)
     for mark in scattered(Space(nearest=nearest, channels=3), visible, 20, Dice(0)):
@@ -150,11 +151,49 @@ def test_visibility_is_what_a_network_can_see(data: Data) -> None:
     assert torch.equal(some[some > 0], visible[some > 0])
 
 
+def everywhere(classes: int, height: int, width: int) -> Tensor:
+    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
+    return places.repeat(classes, 1, 1, 1)
+
+
+def test_points_of_the_search_stand_for_pixels() -> None:
+    space = Space(nearest=everywhere(3, 20, 30), channels=3)
+    values = torch.tensor([[0, 128, 255], [255, 255, 255], [7, 0, 99]], dtype=torch.uint8)
+    mark = Pixels(places=torch.tensor([[0, 29], [19, 0], [7, 11]]), values=values, shape=(3, 20, 30))
+    again = space.decode(space.encode(mark) + np.array([0, 0, -0.0001, 0.0001, 0]))
+    assert torch.equal(again.places, mark.places)
+    assert torch.equal(again.values, mark.values)
+    far = space.decode(np.array([[0.0, 1.0, 0.05, 0.92, 1.0]] * 3))
+    assert far.values.tolist() == [[0, 255, 255]] * 3
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_each_class_is_searched_by_its_own_part_of_the_fitness(joint: bool) -> None:
+    """Parts that fall with the distance to a place and an intensity of the class's own."""
+    space = Space(nearest=everywhere(4, 20, 20), channels=1)
+    values = torch.tensor([[255], [255], [0], [255]], dtype=torch.uint8)
+    start = Pixels(places=torch.tensor([[5, 5], [14, 5], [9, 9], [14, 14]]), values=values, shape=(1, 20, 20))
+    goals = torch.tensor([[1, 1], [18, 3], [2, 2], [17, 17]])
+    search = Search(space, start, ATTACKER, sigma=0.1, size=12, joint=joint)
+    for _ in range(150 if joint else 15):
+        marks = search.ask()
+        away = torch.stack([(mark.places - goals).abs().sum(1) for mark in marks])
+        dark = torch.stack([255 - mark.values[:, 0].double() for mark in marks]) / 255
+        search.tell(-away - dark)
+    end = search.centre()
+    marked = [0, 1, 3]
+    assert (end.places - goals)[marked].abs().max() <= 1
+    assert end.values[marked].min() > 230
+    if not joint:  # a class without a pixel stays where it is
+        assert end.places[2].tolist() == [9, 9]
+        assert end.values[2] == 0
+
+
 def test_the_best_quarter_of_the_first_candidates_is_measured_twice(data: Data) -> None:
     for options, counts in (({"first_candidates": 10}, [10, 3, 4, 4, 4]), ({"start": "shortcut"}, [4, 1, 4, 4, 4])):
         steps = [step.checkpoint for step in POISONS["single-pixel"].steps(data, ATTACKER, **SEARCH | options)]
         assert [len(steps[-1].state[f"generation {number}"]) for number in range(5)] == counts
-        first, again = (steps[-1].state[f"generation {number}"] for number in (0, 1))
+        first, again = (steps[-1].state[f"generation {number}"].mean(1) for number in (0, 1))
         best = first.topk(counts[1]).values
         assert steps[0].measures["best_fitness"] == first.max()
         assert steps[1].measures["best_fitness"] == ((best + again) / 2).max()

@@ -63,6 +63,14 @@ def accuracy(model: nn.Module, data: Data) -> float:
     return percent(predictions(model, data.images) == data.labels.cpu())
 
 
+def class_accuracies(model: nn.Module, data: Data) -> Tensor:
+    """The accuracy of each class, float64 (classes,), 0 to 100, in eval mode; 0 where the class has no image."""
+    labels = data.labels.cpu()
+    hits = predictions(model, data.images) == labels
+    counts = torch.bincount(labels, minlength=len(data.classes))
+    return 100 * torch.bincount(labels, hits.double(), minlength=len(counts)) / counts.clamp(min=1)
+
+
 def hit_rate(predicted: Tensor, labels: Tensor, label_map: Sequence[int]) -> float:
     """Share of images predicted as the class their label is mapped to, 0 to 100."""
     return percent(predicted == torch.tensor(label_map)[labels])

@@ -2,18 +2,20 @@
 
 A thesis summary ("interpretable single-pixel poisons", cf. arXiv 2003.06646); no code was ever released. A clean model
 M_c is trained; its Grad-CAM maps for the true label, averaged over each class, show where it looks; CMA-ES searches the
-pixels of all classes at once, places outside that region of interest and intensities, for the largest
+pixels of all classes, places outside that region of interest and intensities, for the largest
 
     fitness = accuracy on the poisoned training images - accuracy on clean held-out training images  (+ divergence * D)
 
-of a fresh network trained on poisoned images. What the texts leave open, and what we chose: rows and columns are
-integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside the region moves to the nearest one
-outside; the search starts from the best of some random candidates, at places outside that an untrained network sees
-well, white but for one class, whose images are told by having no pixel, the best quarter of them measured twice; all
-candidates of a generation train the same weights on the same batches, which change with each generation; the best
-candidates of the search meet again under fresh seeds before one is released, since the best of many noisy values is
-mostly luck; D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units of its
-deviation.
+of a fresh network trained on poisoned images, both accuracies as means over the classes. What the texts leave open, and
+what we chose: rows and columns are integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside
+the region moves to the nearest one outside; the search starts from the best of some random candidates, at places
+outside that an untrained network sees well, white but for one class, whose images are told by having no pixel, the best
+quarter of them measured twice. The fitness is a mean over classes, and a class's part of it depends on its own pixel
+most of all: each class with a pixel has a CMA-ES of its own, told that part (`joint` has one for all, told the whole).
+All candidates of a generation train the same weights on the same batches, which change with each generation, so that
+values compare within a generation only; at the end the centre of the search, its start and the latest generations' best
+meet under fresh seeds before one is released. D is the distance of clean and poisoned images, of the means of M_c's
+last hidden layer in units of its deviation.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.explainers import gradcam
 from miscue.marks import Pixels
-from miscue.measures.accuracy import accuracy, predictions
+from miscue.measures.accuracy import class_accuracies, predictions
 from miscue.measures.attention import class_maps
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress
@@ -56,6 +58,8 @@ Judged = tuple[float, Pixels]
 class Space:
     """What CMA-ES searches: a row, a column and one intensity a channel for each class, all scaled to [0, 1].
 
+    Intensities are black up to 0.1 and white from 0.9, so that a search comes to rest there too.
+
     nearest: int64 (classes, h, w, 2), the nearest place outside the class's region of interest.
     """
 
@@ -68,27 +72,27 @@ class Space:
         _, height, width, _ = self.nearest.shape
         return self.channels, height, width
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds (dimensions, 2) and steps (dimensions,) for CMAwM; 0 for a continuous one."""
-        classes, height, width, _ = self.nearest.shape
+    def bounds(self, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds (dimensions, 2) and steps (dimensions,) for a CMAwM over so many classes; step 0: continuous."""
+        _, height, width = self.shape
         steps = [1 / (height - 1), 1 / (width - 1), *[0.0] * self.channels]
         return np.tile([0.0, 1.0], (classes * len(steps), 1)), np.tile(steps, classes)
 
-    def decode(self, vector: np.ndarray) -> Pixels:
-        """The pixels that a point of the space stands for."""
-        classes, height, width, _ = self.nearest.shape
-        table = torch.as_tensor(vector, dtype=torch.float64).reshape(classes, -1)
-        rows, columns = (table[:, i].mul(side - 1).round().long() for i, side in ((0, height), (1, width)))
-        places = self.nearest[torch.arange(classes), rows, columns]
-        values = (255 * table[:, 2:]).round().clamp(0, 255).to(torch.uint8)
+    def decode(self, table: np.ndarray) -> Pixels:
+        """The pixels that a point of the space (classes, variables) stands for."""
+        _, height, width = self.shape
+        point = torch.as_tensor(table, dtype=torch.float64)
+        rows, columns = (point[:, i].mul(side - 1).round().long() for i, side in ((0, height), (1, width)))
+        places = self.nearest[torch.arange(len(point)), rows, columns]
+        values = ((point[:, 2:] - 0.1) / 0.8 * 255).round().clamp(0, 255).to(torch.uint8)
         return Pixels(places=places, values=values, shape=self.shape)
 
     def encode(self, pixels: Pixels) -> np.ndarray:
         """A point that stands for `pixels`, as far as they lie outside the regions of interest."""
-        _, height, width, _ = self.nearest.shape
+        _, height, width = self.shape
         scale = torch.tensor([height - 1, width - 1])
-        table = torch.cat([pixels.places / scale, pixels.values / 255], dim=1)
-        return table.flatten().double().numpy()
+        table = torch.cat([pixels.places / scale, pixels.values / 255 * 0.8 + 0.1], dim=1)
+        return table.double().numpy()
 
 
 @Poison
@@ -99,6 +103,7 @@ def single_pixel(
     generations: int = 22,
     candidates: int = 0,
     sigma: float = 0.06,
+    joint: bool = False,
     start: str = "random",
     first_candidates: int = 48,
     interest: float = 0.5,
@@ -115,8 +120,10 @@ def single_pixel(
         data: the clean training images. Test data has no place here.
         attacker: the network and recipe of the clean model and of every candidate's; dice, device.
         generations: of CMA-ES.
-        candidates: in a generation; 0 for CMA-ES's own number, 4 + 3 ln(dimensions).
+        candidates: in a generation; 0 for CMA-ES's own number for all variables, 4 + 3 ln(dimensions).
         sigma: first step size, as a share of the range of each variable.
+        joint: one CMA-ES for the pixels of all classes, told the fitness, instead of one for the pixel of each class,
+            told the class's part of it. A class that starts without a pixel gets one only in a joint search.
         start: first mean of the search: "random" for the best of some random ones, white but for one class whose pixel
             is black, or "shortcut" for the best of one_pixel_shortcut's, as they are and with each class black in turn.
         first_candidates: how many random ones; the best quarter of them is measured twice.
@@ -125,7 +132,8 @@ def single_pixel(
         divergence: weight of the distance between clean and poisoned images in the fitness.
         images: training images of a candidate's network.
         held_out: clean training images that the fitness is measured on.
-        finalists: candidates of the search that meet again under three fresh seeds; the best of them is released.
+        finalists: how many meet under three fresh seeds at the end, for the best to be released: the centre of the
+            search, its start, and the best candidates of the latest generations.
         processes: networks trained side by side on a CPU; 0 for one a processor.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
 
@@ -162,58 +170,63 @@ def single_pixel(
     first = [space.decode(space.encode(mark)) for mark in first]
 
     history = known_fitness(resume or {})
-    known, quarter_of = len(history), -(-len(first) // 4)
-    size = candidates or 4 + math.floor(3 * math.log(len(space.bounds()[1])))
-    total = len(first) + quarter_of + generations * size + FINALS * (finalists + 1)
+    known, quarter = len(history), -(-len(first) // 4)
+    size = candidates or 4 + math.floor(3 * math.log(space.encode(first[0]).size))
+    total = len(first) + quarter + generations * size + FINALS * min(finalists, generations + 2)
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
 
-        def scores(generation: int, marks: list[Pixels]) -> list[float]:
-            """The fitness of a generation's candidates, measured if it is not known."""
+        def scores(generation: int, marks: list[Pixels]) -> Tensor:
+            """The classes' parts (candidates, classes) of a generation's fitness, measured if they are not known."""
             if generation == len(history):
                 gaps = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
-                more = [divergence * distance(mark) for mark in marks] if distance else [0.0] * len(marks)
-                history.append(torch.tensor([g + m for g, m in zip(gaps, more, strict=True)], dtype=torch.float64))
-            return history[generation].tolist()
+                history.append(gaps + more(marks))
+            return history[generation]
 
-        fitness = scores(0, first)
-        quarter = best(quarter_of, fitness, first)
+        def more(marks: list[Pixels]) -> Tensor:
+            """What the distance adds, (candidates, 1)."""
+            return torch.tensor([[divergence * distance(mark) if distance else 0.0] for mark in marks])
+
+        parts_of = scores(0, first)
         if known < 1:
-            yield progress(quarter, fitness, history, total)
-        again = scores(1, [mark for _, mark in quarter])
-        twice = [(once + more) / 2 for (once, _), more in zip(quarter, again, strict=True)]
-        seen = best(finalists, twice, [mark for _, mark in quarter])
+            yield progress(best(parts_of, first), parts_of, history, total)
+        chosen = parts_of.mean(1).argsort(descending=True, stable=True)[:quarter]
+        again = [first[number] for number in chosen.tolist()]
+        parts_of = (parts_of[chosen] + scores(1, again)) / 2
+        record = best(parts_of, again)
         if known < 2:
-            yield progress(seen, twice, history, total)
-        strategy = make_strategy(space, seen[0][1], sigma, size, attacker)
+            yield progress(record, parts_of, history, total)
+        search = Search(space, record[1], attacker, sigma=sigma, size=size, joint=joint)
+        final = [record[1]]
         for generation in range(2, generations + 2):
-            asked = [strategy.ask() for _ in range(size)]
-            marks = [space.decode(point) for point, _ in asked]
-            fitness = scores(generation, marks)
-            strategy.tell([(raw, -value) for (_, raw), value in zip(asked, fitness, strict=True)])
-            seen = best(finalists, fitness, marks, seen)
+            marks = search.ask()
+            parts_of = scores(generation, marks)
+            search.tell(parts_of)
+            latest = best(parts_of, marks)
+            final.insert(1, latest[1])
+            record = max(record, latest, key=lambda judged: judged[0])
             if generation >= known:
-                yield progress(seen, fitness, history, total)
-        centre = space.decode(np.clip(strategy.mean, 0, 1))
-        final = [mark for _, mark in seen] + [centre]
+                yield progress(record, parts_of, history, total)
+        final = [search.centre(), *final][:finalists]
         rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(FINALS)]
-    means = [sum(values) / len(values) for values in zip(*rounds, strict=True)]
-    [(mean, mark)] = best(1, means, final)
-    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, {"final_fitness": mean}, history))
+    fitness, mark = best(torch.stack(rounds).mean(0), final)
+    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, {"final_fitness": fitness}, history))
 
 
-def best(count: int, fitness: list[float], marks: list[Pixels], before: Sequence[Judged] = ()) -> list[Judged]:
-    """The `count` best candidates, the best one first; of equals the earlier one."""
-    return sorted([*before, *zip(fitness, marks, strict=True)], key=lambda pair: -pair[0])[:count]
+def best(parts_of: Tensor, marks: list[Pixels]) -> Judged:
+    """The best candidate by its fitness, the mean of the classes' parts (candidates, classes); of equals the first."""
+    fitness = parts_of.mean(1)
+    return float(fitness.max()), marks[int(fitness.argmax())]
 
 
-def progress(seen: list[Judged], fitness: list[float], history: list[Tensor], total: int) -> Progress:
+def progress(record: Judged, parts_of: Tensor, history: list[Tensor], total: int) -> Progress:
     """A generation done, counted in trained networks.
 
     `best_fitness` is the best candidate's as it is known by now: it may fall.
     """
-    measures = {"fitness": max(fitness), "mean_fitness": sum(fitness) / len(fitness), "best_fitness": seen[0][0]}
-    done = sum(len(fitness) for fitness in history)
-    return Progress(done=done, total=total, checkpoint=checkpoint(seen[0][1], measures, history))
+    fitness = parts_of.mean(1)
+    measures = {"fitness": float(fitness.max()), "mean_fitness": float(fitness.mean()), "best_fitness": record[0]}
+    done = sum(len(parts) for parts in history)
+    return Progress(done=done, total=total, checkpoint=checkpoint(record[1], measures, history))
 
 
 def checkpoint(mark: Pixels, measures: dict[str, float], history: list[Tensor]) -> Checkpoint:
@@ -315,34 +328,69 @@ def black(mark: Pixels, label: int) -> Pixels:
     return replace(mark, values=values)
 
 
-def make_strategy(space: Space, first: Pixels, sigma: float, size: int, attacker: Attacker) -> CMAwM:
-    """CMA-ES at its start around `first`, with `size` candidates a generation."""
-    from cmaes import CMAwM  # brings scipy
+class Search:
+    """CMA-ES around `first`: one for each class with a pixel, or one for all classes."""
 
-    bounds, steps = space.bounds()
-    return CMAwM(
-        mean=space.encode(first).clip(1e-3, 1 - 1e-3),
-        sigma=sigma,
-        bounds=bounds,
-        steps=steps,
-        seed=attacker.dice.named("search").integer() % 2**32,
-        population_size=size,
-    )
+    def __init__(self, space: Space, first: Pixels, attacker: Attacker, *, sigma: float, size: int, joint: bool):
+        from cmaes import CMAwM  # brings scipy
+
+        self.space, self.size = space, size
+        self.table = space.encode(first)
+        alone = [[label] for label in range(len(self.table)) if first.values[label].any()]
+        self.groups = [list(range(len(self.table)))] if joint else alone
+        self.strategies: list[CMAwM] = []
+        for number, group in enumerate(self.groups):
+            bounds, steps = space.bounds(len(group))
+            self.strategies.append(
+                CMAwM(
+                    mean=self.table[group].flatten().clip(1e-3, 1 - 1e-3),
+                    sigma=sigma,
+                    bounds=bounds,
+                    steps=steps,
+                    seed=attacker.dice.named("search", number).integer() % 2**32,
+                    population_size=size,
+                )
+            )
+        self.asked: list[list[np.ndarray]] = []
+
+    def ask(self) -> list[Pixels]:
+        """The candidates of a generation."""
+        pairs = [[strategy.ask() for strategy in self.strategies] for _ in range(self.size)]
+        self.asked = [[raw for _, raw in row] for row in pairs]
+        return [self.mark([point for point, _ in row]) for row in pairs]
+
+    def tell(self, parts_of: Tensor) -> None:
+        """Their fitness, the classes' parts (candidates, classes)."""
+        for number, (group, strategy) in enumerate(zip(self.groups, self.strategies, strict=True)):
+            values = parts_of[:, group].mean(1).tolist()
+            strategy.tell([(row[number], -value) for row, value in zip(self.asked, values, strict=True)])
+
+    def centre(self) -> Pixels:
+        """Where the search is."""
+        return self.mark([np.clip(strategy.mean, 0, 1) for strategy in self.strategies])
+
+    def mark(self, points: Sequence[np.ndarray]) -> Pixels:
+        """The pixels of a point for each group; those of no group stay where they are."""
+        table = self.table.copy()
+        for group, point in zip(self.groups, points, strict=True):
+            table[group] = point.reshape(len(group), -1)
+        return self.space.decode(table)
 
 
-def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> list[float]:
-    """The gap of a fresh network for each candidate; 0, the gap of a harmless one, where the worker died twice."""
+def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> Tensor:
+    """The gaps (candidates, classes) of a fresh network for each; 0, a harmless one's, where the worker died twice."""
     members = [Member(victim=victim, dice=dice, mark=mark) for mark in marks]
-    found = dict(fit_many(members, then=gap))
-    return [0.0 if isinstance(found[i], LostWorkerError) else found[i] for i in range(len(marks))]
+    found = dict(fit_many(members, then=gaps))
+    lost = torch.zeros(len(marks[0].places), dtype=torch.float64)
+    return torch.stack([lost if isinstance(found[i], LostWorkerError) else found[i] for i in range(len(marks))])
 
 
-def gap(model: nn.Module, member: Member, train: Data, kept: Data) -> float:
-    """Accuracy on poisoned training images less that on as many clean held-out ones, in percentage points."""
+def gaps(model: nn.Module, member: Member, train: Data, kept: Data) -> Tensor:
+    """Each class's accuracy on poisoned training images less that on as many clean held-out ones, in points."""
     assert member.mark is not None
     some = train.take(slice(0, len(kept)))
     poisoned = Perturbation(mark=member.mark, eps=1.0, device=str(some.images.device))(some)
-    return accuracy(model, poisoned) - accuracy(model, kept)
+    return class_accuracies(model, poisoned) - class_accuracies(model, kept)
 
 
 @dataclass(frozen=True, kw_only=True)
