@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from conftest import striped
 from miscue.balls import changed_pixels, linf
+from miscue.cli.poison import trial_words
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -21,8 +26,10 @@ from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
 from miscue.poisons.single_pixel import Search, Space, scattered, visibility
+from miscue.population import FitMany, population
 from miscue.train import Recipe
 from miscue.victims import Victim
+from miscue.workers import LostWorkerError
 
 ATTACKER = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 SEARCH = {"generations": 3, "candidates": 4, "images": 120, "held_out": 60, "finalists": 2, "processes": 1}
@@ -197,6 +204,22 @@ def test_the_best_quarter_of_the_first_candidates_is_measured_twice(data: Data) 
         best = first.topk(counts[1]).values
         assert steps[0].measures["best_fitness"] == first.max()
         assert steps[1].measures["best_fitness"] == ((best + again) / 2).max()
+
+
+def test_a_lost_candidate_is_reported_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
+    @contextmanager
+    def lossy(*sets: Data, **options: object) -> Iterator[FitMany]:
+        with population(*sets, **options) as fit:
+            yield lambda members, then: (
+                (i, LostWorkerError("it died") if i == 1 else found) for i, found in fit(members, then=then)
+            )
+
+    monkeypatch.setattr(sys.modules["miscue.poisons.single_pixel"], "population", lossy)
+    stops = checkpoints("single-pixel", data)
+    assert [stop.measures.get("lost") for stop in stops] == [1.0, None, 1.0, 1.0, 1.0, 3.0]
+    assert "died twice: 1" in trial_words({"trial": 1, "minutes": 0.0, **stops[0].measures})
+    assert all(math.isfinite(value) for stop in stops for value in stop.measures.values())
+    assert changed_pixels(stops[-1].perturbation(data).images, data.images) == 1
 
 
 @pytest.mark.parametrize("name", ["random-pixel", "border-pixel", "one-pixel-shortcut"])

@@ -220,10 +220,12 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
 def trial_words(fact: dict[str, Any]) -> str:
     """A trial or a generation in words."""
     start = f"{fact['trial']}, {fact['minutes']:.1f} min"
+    lost = f"; candidates lost, as their process died twice: {fact['lost']:.0f}" if "lost" in fact else ""
     if "final_fitness" in fact:
-        return f"finalists, {fact['minutes']:.1f} min: gap {fact['final_fitness']:.1f} points under fresh seeds"
+        return f"finalists, {fact['minutes']:.1f} min: gap {fact['final_fitness']:.1f} points under fresh seeds{lost}"
     if "best_fitness" in fact:
-        return f"generation {start}: gap {fact['fitness']:.1f} points, best candidate so far {fact['best_fitness']:.1f}"
+        best = f"best candidate so far {fact['best_fitness']:.1f}"
+        return f"generation {start}: gap {fact['fitness']:.1f} points, {best}{lost}"
     if "held_out_accuracy" not in fact:
         return f"trial {start}: nothing to measure yet"
     hits = fact.get("held_out_hit_rate")

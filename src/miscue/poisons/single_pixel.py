@@ -180,7 +180,7 @@ def single_pixel(
             if generation == len(history):
                 gaps = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
                 history.append(gaps + more(marks))
-            return history[generation]
+            return known_parts(history[generation])
 
         def more(marks: list[Pixels]) -> Tensor:
             """What the distance adds, (candidates, 1)."""
@@ -208,8 +208,20 @@ def single_pixel(
                 yield progress(record, parts_of, history, total)
         final = [search.centre(), *final][:finalists]
         rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(FINALS)]
-    fitness, mark = best(torch.stack(rounds).mean(0), final)
-    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, {"final_fitness": fitness}, history))
+    fitness, mark = best(known_parts(torch.stack(rounds)).mean(0), final)
+    measures = {"final_fitness": fitness} | lost(torch.cat(rounds))
+    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, measures, history))
+
+
+def known_parts(parts_of: Tensor) -> Tensor:
+    """0, the fitness of harmless pixels, for candidates whose worker died twice."""
+    return parts_of.nan_to_num(nan=0.0)
+
+
+def lost(parts_of: Tensor) -> dict[str, float]:
+    """How many of the candidates (candidates, classes) were lost with their worker, if any were."""
+    count = int(parts_of.isnan().any(1).sum())
+    return {"lost": float(count)} if count else {}
 
 
 def best(parts_of: Tensor, marks: list[Pixels]) -> Judged:
@@ -226,7 +238,7 @@ def progress(record: Judged, parts_of: Tensor, history: list[Tensor], total: int
     fitness = parts_of.mean(1)
     measures = {"fitness": float(fitness.max()), "mean_fitness": float(fitness.mean()), "best_fitness": record[0]}
     done = sum(len(parts) for parts in history)
-    return Progress(done=done, total=total, checkpoint=checkpoint(record[1], measures, history))
+    return Progress(done=done, total=total, checkpoint=checkpoint(record[1], measures | lost(history[-1]), history))
 
 
 def checkpoint(mark: Pixels, measures: dict[str, float], history: list[Tensor]) -> Checkpoint:
@@ -378,11 +390,11 @@ class Search:
 
 
 def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> Tensor:
-    """The gaps (candidates, classes) of a fresh network for each; 0, a harmless one's, where the worker died twice."""
+    """The gaps (candidates, classes) of a fresh network for each; NaN where the worker died twice."""
     members = [Member(victim=victim, dice=dice, mark=mark) for mark in marks]
     found = dict(fit_many(members, then=gaps))
-    lost = torch.zeros(len(marks[0].places), dtype=torch.float64)
-    return torch.stack([lost if isinstance(found[i], LostWorkerError) else found[i] for i in range(len(marks))])
+    unknown = torch.full((len(marks[0].places),), math.nan, dtype=torch.float64)
+    return torch.stack([unknown if isinstance(found[i], LostWorkerError) else found[i] for i in range(len(marks))])
 
 
 def gaps(model: nn.Module, member: Member, train: Data, kept: Data) -> Tensor:
