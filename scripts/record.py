@@ -67,7 +67,7 @@ def published(table: str, record: dict[str, Any]) -> float | None:
 def as_stated(table: str, record: dict[str, Any]) -> dict[str, Any]:
     """The record in the terms of its table, with the published figure."""
     if table in IN_ERRORS and record["measure"] == "test_accuracy":
-        record = record | {"measure": "test_error", "mean": 100 - record["mean"]}
+        record = record | {"measure": "test_error", "mean": round(100 - record["mean"], 6)}
     return record | {"table": table, "published": published(table, record)}
 
 
