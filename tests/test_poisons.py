@@ -25,7 +25,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
-from miscue.poisons.single_pixel import Search, Space, scattered, visibility
+from miscue.poisons.single_pixel import Search, Space, parts, scattered, visibility
 from miscue.population import FitMany, population
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -259,6 +259,14 @@ def test_the_shortcut_is_the_best_by_brute_force() -> None:
         assert scores[found] > best * 0.9  # its own best, but for classes that want the same place
 
 
+def test_a_small_set_is_shared_between_training_and_held_out_images(data: Data) -> None:
+    train, kept = parts(data, 0, 0, Dice(0))
+    assert (len(train), len(kept)) == (192, 48)
+    many = data.take(torch.arange(20_000) % len(data))
+    sizes = [len(part) for part in parts(many, 0, 0, Dice(0))]
+    assert sizes == pytest.approx([16_000, 2_000], abs=len(data.classes))  # each class is rounded
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -268,6 +276,7 @@ def test_the_shortcut_is_the_best_by_brute_force() -> None:
         ("single-pixel", {"interest": 0.99}, "free pixels, 2 are left"),
         ("single-pixel", {"images": 300}, "of 240 training images"),
         ("single-pixel", {"images": 2}, "cannot show all of 3 classes"),
+        ("single-pixel", {"images": -1}, "not negative"),
         ("single-pixel", {"generations": 0}, "must be positive"),
     ],
 )

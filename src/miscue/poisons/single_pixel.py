@@ -108,8 +108,8 @@ def single_pixel(
     first_candidates: int = 48,
     interest: float = 0.5,
     divergence: float = 0.0,
-    images: int = 16000,
-    held_out: int = 2000,
+    images: int = 0,
+    held_out: int = 0,
     finalists: int = 6,
     processes: int = 0,
     resume: dict[str, Tensor] | None = None,
@@ -130,8 +130,8 @@ def single_pixel(
         interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
             for none.
         divergence: weight of the distance between clean and poisoned images in the fitness.
-        images: training images of a candidate's network.
-        held_out: clean training images that the fitness is measured on.
+        images: training images of a candidate's network; 0 for 16,000, or all but the held-out ones of fewer.
+        held_out: clean training images that the fitness is measured on; 0 for 2,000, or a fifth of fewer than 10,000.
         finalists: how many meet under three fresh seeds at the end, for the best to be released: the centre of the
             search, its start, and the best candidates of the latest generations.
         processes: networks trained side by side on a CPU; 0 for one a processor.
@@ -145,13 +145,13 @@ def single_pixel(
     """
     lookup(dict.fromkeys(STARTS), start, "start")
     if (
-        min(generations, first_candidates, images, held_out, finalists) < 1
+        min(generations, first_candidates, finalists) < 1
         or not sigma > 0
-        or min(candidates, processes, divergence) < 0
+        or min(images, held_out, candidates, processes, divergence) < 0
     ):
         raise InputError(
-            "generations, first_candidates, images, held_out, finalists and sigma must be positive, "
-            "candidates, processes and divergence not negative"
+            "generations, first_candidates, finalists and sigma must be positive, "
+            "images, held_out, candidates, processes and divergence not negative"
         )
     if not 0 <= interest < 1:
         raise InputError(f"interest must lie in [0, 1), got {interest:g}")
@@ -162,8 +162,8 @@ def single_pixel(
     space = Space(nearest=outside(maps, interest), channels=data.shape[0])
     distance = Distance(model=clean_model, data=kept) if divergence else None
     if start == "shortcut":
-        found = shortcut(train, attacker)
-        first = [found, *(black(found, label) for label in range(len(data.classes)))]
+        white = shortcut(train, attacker)
+        first = [white, *(black(white, label) for label in range(len(data.classes)))]
     else:
         visible = visibility(victim, train, attacker)
         first = scattered(space, visible, first_candidates, attacker.dice.named("first"))
@@ -178,8 +178,8 @@ def single_pixel(
         def scores(generation: int, marks: list[Pixels]) -> Tensor:
             """The classes' parts (candidates, classes) of a generation's fitness, measured if they are not known."""
             if generation == len(history):
-                gaps = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
-                history.append(gaps + more(marks))
+                found = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
+                history.append(found + more(marks))
             return known_parts(history[generation])
 
         def more(marks: list[Pixels]) -> Tensor:
@@ -253,7 +253,9 @@ def known_fitness(state: dict[str, Tensor]) -> list[Tensor]:
 
 
 def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data]:
-    """`images` training images and `held_out` others, both with the classes in their proportions."""
+    """`images` training images and `held_out` others, both with the classes in their proportions; 0: as in a search."""
+    held_out = held_out or min(2000, len(data) // 5)
+    images = images or min(16_000, len(data) - held_out)
     if images + held_out > len(data):
         raise InputError(f"images and held_out ask for {images + held_out} of {len(data)} training images")
     if images < len(data.classes):
