@@ -25,7 +25,8 @@ from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
-from miscue.poisons.single_pixel import Search, Space, parts, scattered, visibility
+from miscue.poisons.places import Search, Space, scattered, visibility
+from miscue.poisons.single_pixel import parts
 from miscue.population import FitMany, population
 from miscue.train import Recipe
 from miscue.victims import Victim
