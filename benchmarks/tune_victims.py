@@ -1,6 +1,7 @@
 """Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
 
-    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--recipes A,B] [--precision auto] [SET ...]
+    MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--recipes A,B] [--precision auto] \\
+        [--network NAME] [--epochs N] [--record] [DATA ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
 image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.

@@ -26,8 +26,8 @@ from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
 from miscue.poisons.places import Search, Space, scattered, visibility
-from miscue.poisons.single_pixel import parts
-from miscue.population import FitMany, population
+from miscue.poisons.single_pixel import gaps, parts
+from miscue.population import FitMany, Member, population
 from miscue.train import Recipe
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError
@@ -266,6 +266,17 @@ def test_a_small_set_is_shared_between_training_and_held_out_images(data: Data) 
     many = data.take(torch.arange(20_000) % len(data))
     sizes = [len(part) for part in parts(many, 0, 0, Dice(0))]
     assert sizes == pytest.approx([16_000, 2_000], abs=len(data.classes))  # each class is rounded
+
+
+def test_the_gaps_of_a_set_sorted_by_class_are_those_of_all_classes(data: Data) -> None:
+    """Every class's part counts training images of its own, whatever the order of the set."""
+    inert = Pixels(places=torch.tensor([[-1, 0]] * 3), values=torch.zeros(3, 1, dtype=torch.uint8), shape=data.shape)
+    victim = Victim(network="cnn-small", recipe=replace(ATTACKER.recipe, epochs=4))
+    model, kept = victim(data, Dice(0)), data.take(slice(0, 60))
+    sorted_by_class = data.take(data.labels.argsort(stable=True))
+    found = gaps(model, Member(victim=victim, dice=Dice(0), mark=inert), sorted_by_class, kept)
+    assert accuracy(model, data) > 95
+    assert found.abs().max() < 20
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ class Data:
         files = tuple(self.files[i] for i in index.tolist()) if self.files else ()
         return replace(self, images=self.images[index], labels=self.labels[index], files=files)
 
+    def spread(self, most: int) -> Data:
+        """At most `most` images, evenly spread: of all classes also where the set is sorted by them."""
+        return self.take(slice(None, None, -(-len(self) // most)))
+
     def with_images(self, images: Tensor) -> Data:
         """The same labels and names under other images."""
         return replace(self, images=images)

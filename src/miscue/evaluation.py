@@ -131,7 +131,7 @@ def cell(contest: Contest) -> Iterator[Progress]:
     train = arena.train.to(contest.device)
     model = victim.untrained(train, dice, device=contest.device)
     labels = arena.test.labels.cpu()
-    some = arena.train.take(slice(None, None, -(-len(arena.train) // GLANCED_AT)))
+    some = arena.train.spread(GLANCED_AT)
     curve: list[dict[str, Any]] = []
     for epoch in victim.learning(model, train, dice):
         predicted = predictions(model, arena.test.images)

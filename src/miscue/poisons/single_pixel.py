@@ -230,9 +230,9 @@ def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice)
 
 
 def gaps(model: nn.Module, member: Member, train: Data, kept: Data) -> Tensor:
-    """Each class's accuracy on poisoned training images less that on as many clean held-out ones, in points."""
+    """Each class's accuracy on poisoned training images less that on clean held-out ones, in points."""
     assert member.mark is not None
-    some = train.take(slice(0, len(kept)))
+    some = train.spread(len(kept))
     poisoned = Perturbation(mark=member.mark, eps=1.0, device=str(some.images.device))(some)
     return class_accuracies(model, poisoned) - class_accuracies(model, kept)
 
