@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from miscue.models.functions import Borrow, only, twice
 from miscue.models.generators import Down, Last, Up
-from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
+from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -30,6 +30,35 @@ def test_conv2d_is_the_library_s(channels: int, padding: int) -> None:
     ours = torch.autograd.grad(a, [x, *quick.parameters()], way)
     theirs = torch.autograd.grad(b, [x, *library.parameters()], way)
     assert all(torch.allclose(s, t, rtol=1e-4, atol=1e-5) for s, t in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv2d_of_images_without_a_slope_is_the_library_s(bias: bool) -> None:
+    torch.manual_seed(0)
+    quick = Conv2d(1, 4, (3, 5), padding=(1, 2), bias=bias)
+    library = nn.Conv2d(1, 4, (3, 5), padding=(1, 2), bias=bias)
+    library.load_state_dict(quick.state_dict())
+    x = torch.rand(5, 1, 9, 7)
+    a, b = quick(x), library(x)
+    assert a.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(a, b, atol=1e-6)
+    way = torch.rand_like(a)
+    ours, theirs = (torch.autograd.grad(y, list(net.parameters()), way) for net, y in ((quick, a), (library, b)))
+    assert all(torch.allclose(s, t, rtol=1e-4, atol=1e-5) for s, t in zip(ours, theirs, strict=True))
+
+
+def test_flatten_is_the_library_s_and_its_slope_has_channels_last() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    slopes: list[Tensor] = []
+    seen = x * 1
+    seen.register_hook(slopes.append)
+    y = Flatten()(seen)
+    assert torch.equal(y, nn.Flatten()(x))
+    way = torch.rand_like(y)
+    (slope,) = torch.autograd.grad(y, x, way)
+    assert torch.equal(slope, way.reshape(x.shape))
+    assert slopes[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

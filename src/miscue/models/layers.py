@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from miscue.models.functions import ASKED, Correlate, Fixed, Normalise
+from miscue.models.functions import ASKED, Correlate, Fixed, Normalise, Ordered, affine
 
 
 class Conv2d(nn.Conv2d):
@@ -27,6 +27,8 @@ class Conv2d(nn.Conv2d):
             return super().forward(x)
         rows, columns = (int(side) for side in self.padding)
         x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
+        if self.bias is not None and self.in_channels == 1 and not x.requires_grad:
+            return affine(x, self.weight, self.bias)
         scores: Tensor = Correlate.apply(x, self.weight)
         return scores if self.bias is None else scores + self.bias[:, None, None]
 
@@ -102,6 +104,14 @@ class MaxPool2d(nn.MaxPool2d):
             return torch.ops.aten.max_pool2d_with_indices_backward(last(t), seen, *habits, winners)
 
         return Fixed.apply(x, y, chosen, spread)
+
+
+class Flatten(nn.Flatten):
+    """`nn.Flatten` whose slope lies in the order in which what comes before it is quick."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c h w)."""
+        return super().forward(x if x.is_cuda else Ordered.apply(x))
 
 
 def pairs(*sides: int | tuple[int, int]) -> list[list[int]]:

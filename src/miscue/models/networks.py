@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from miscue.models.heads import Nystrom, RandomFourier
-from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
+from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
 
 Shape = tuple[int, int, int]
 
@@ -38,13 +38,15 @@ def convolutional(
         layers.append(Conv2d(channels, outputs, kernel, padding=padding, bias=not batch_norm))
         if batch_norm:
             layers.append(BatchNorm2d(outputs))
-        layers.append(ReLU())
         channels = outputs
         height, width = (side + 2 * padding - kernel + 1 for side in (height, width))
         if min(height, width) >= 2:
-            layers.append(pooling(2))
+            # the largest of what ReLU leaves is what it leaves of the largest, and there is a quarter of those
+            layers += [pooling(2), ReLU()] if pooling is MaxPool2d else [ReLU(), pooling(2)]
             height, width = height // 2, width // 2
-    layers += [nn.Flatten(), nn.Linear(channels * height * width, hidden, bias=not batch_norm)]
+        else:
+            layers.append(ReLU())
+    layers += [Flatten(), nn.Linear(channels * height * width, hidden, bias=not batch_norm)]
     if batch_norm:
         layers.append(nn.BatchNorm1d(hidden))
     return nn.Sequential(*layers, ReLU(), nn.Linear(hidden, classes))
