@@ -106,6 +106,15 @@ def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Pat
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_evaluate_on_one_condition_alone_and_then_on_both(npz: Path, poisoned: Path, tmp_path: Path) -> None:
+    words = ["evaluate", npz, poisoned, "--victims", "cnn-small", "--repeats", "1", "--epochs", "1"]
+    words += ["--out", tmp_path / "run", "--threads", "1", "--json"]
+    for conditions in ("poisoned", "clean,poisoned"):
+        rows = [json.loads(line) for line in miscue(*words, "--conditions", conditions).stdout.splitlines()]
+        assert {row["row"]["condition"] for row in rows} == set(conditions.split(","))
+        assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_train_saves_a_model_with_its_scores(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     done = miscue("train", npz, out, "--victim", "cnn-small", "--epochs", "3", "--threads", "1", "--json")
@@ -191,6 +200,7 @@ BAD = [
     (["poison", "apply", "nothing.safetensors", "digits", "OUT"], "no such file"),
     (["evaluate", "digits", "digits", "--victims", "cn"], "did you mean cnn"),
     (["evaluate", "digits", "nowhere"], "nowhere"),
+    (["evaluate", "digits", "digits", "--conditions", "poison"], "did you mean poisoned"),
     (["report", "nowhere"], "not the folder of a run"),
     (["train", "digits", "OUT", "--optimizer", "sdg"], "did you mean sgd"),
     (["data", "download", "digits"], "nothing to download"),

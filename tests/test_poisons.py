@@ -25,7 +25,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.poisons.crafting import Checkpoint
-from miscue.poisons.places import Search, Space, scattered, visibility
+from miscue.poisons.places import Search, Space, crossed, scattered, visibility
 from miscue.poisons.single_pixel import gaps, parts
 from miscue.population import FitMany, Member, population
 from miscue.train import Recipe
@@ -197,14 +197,38 @@ def test_each_class_is_searched_by_its_own_part_of_the_fitness(joint: bool) -> N
         assert end.values[2] == 0
 
 
-def test_the_best_quarter_of_the_first_candidates_is_measured_twice(data: Data) -> None:
+def test_the_best_first_candidate_is_followed_by_children_and_finalists_by_rounds(data: Data) -> None:
     for options, counts in (({"first_candidates": 10}, [10, 3, 4, 4, 4]), ({"start": "shortcut"}, [4, 1, 4, 4, 4])):
-        steps = [step.checkpoint for step in POISONS["single-pixel"].steps(data, ATTACKER, **SEARCH | options)]
-        assert [len(steps[-1].state[f"generation {number}"]) for number in range(5)] == counts
-        first, again = (steps[-1].state[f"generation {number}"].mean(1) for number in (0, 1))
-        best = first.topk(counts[1]).values
-        assert steps[0].measures["best_fitness"] == first.max()
-        assert steps[1].measures["best_fitness"] == ((best + again) / 2).max()
+        stops = list(POISONS["single-pixel"].steps(data, ATTACKER, **SEARCH | options))
+        state = stops[-1].checkpoint.state
+        assert [len(state[f"generation {number}"]) for number in range(5)] == counts
+        first = state["generation 0"].mean(1)
+        assert stops[0].checkpoint.measures["best_fitness"] == first.max()
+        rounds = torch.stack([state[f"generation {number}"] for number in (5, 6, 7)])
+        assert stops[-1].checkpoint.measures["final_fitness"] == pytest.approx(float(rounds.mean((0, 2)).max()))
+        assert stops[-1].done == stops[-1].total
+
+
+def test_children_have_each_class_s_best_pixel_under_the_best_unmarked_class() -> None:
+    """Parts that depend on the place alone, and on which class is unmarked: 2 is the best, its pixels are not."""
+    places = torch.arange(24).reshape(6, 4)
+    parts_of = places.double() / 24
+    marks = []
+    for number, row in enumerate(places):
+        values = torch.full((4, 1), 255, dtype=torch.uint8)
+        values[number % 3] = 0
+        pairs = torch.stack([row // 5, row % 5], dim=1)
+        marks.append(Pixels(places=pairs, values=values, shape=(1, 5, 5)))
+        parts_of[number] += 10 * (number % 3)
+    first, second, third, other = crossed(marks, parts_of, 4)
+    assert [child.values[:, 0].tolist() for child in (first, second, third)] == [[255, 255, 0, 255]] * 3
+    assert other.values[:, 0].tolist() == [255, 0, 255, 255]  # the second best unmarked class
+    by_rank = [[places[i, label].item() for label in (0, 1, 3)] for i in (5, 4, 3)]
+    found = [[5 * row + column for row, column in child.places[[0, 1, 3]].tolist()] for child in (first, second)]
+    assert found[0] == [by_rank[0][0], by_rank[0][1], by_rank[0][2]]
+    assert all(a <= b for a, b in zip(found[1], found[0], strict=True))
+    for child in (first, second, third, other):
+        assert len({tuple(place) for place in child.places.tolist()}) == 4
 
 
 def test_a_lost_candidate_is_reported_and_the_search_goes_on(monkeypatch: pytest.MonkeyPatch, data: Data) -> None:
@@ -217,7 +241,7 @@ def test_a_lost_candidate_is_reported_and_the_search_goes_on(monkeypatch: pytest
 
     monkeypatch.setattr(sys.modules["miscue.poisons.single_pixel"], "population", lossy)
     stops = checkpoints("single-pixel", data)
-    assert [stop.measures.get("lost") for stop in stops] == [1.0, None, 1.0, 1.0, 1.0, 3.0]
+    assert [stop.measures.get("lost") for stop in stops] == [1.0, None, *[1.0] * 6]
     assert "died twice: 1" in trial_words({"trial": 1, "minutes": 0.0, **stops[0].measures})
     assert all(math.isfinite(value) for stop in stops for value in stop.measures.values())
     assert changed_pixels(stops[-1].perturbation(data).images, data.images) == 1
@@ -261,11 +285,11 @@ def test_the_shortcut_is_the_best_by_brute_force() -> None:
 
 
 def test_a_small_set_is_shared_between_training_and_held_out_images(data: Data) -> None:
-    train, kept = parts(data, 0, 0, Dice(0))
-    assert (len(train), len(kept)) == (192, 48)
+    whole, train, kept = parts(data, 0, 0, Dice(0))
+    assert (len(whole), len(train), len(kept)) == (192, 192, 48)
     many = data.take(torch.arange(20_000) % len(data))
     sizes = [len(part) for part in parts(many, 0, 0, Dice(0))]
-    assert sizes == pytest.approx([16_000, 2_000], abs=len(data.classes))  # each class is rounded
+    assert sizes == pytest.approx([18_000, 16_000, 2_000], abs=len(data.classes))  # each class is rounded
 
 
 def test_the_gaps_of_a_set_sorted_by_class_are_those_of_all_classes(data: Data) -> None:

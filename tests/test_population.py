@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +127,46 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
         assert dict(workers.map(die, [6])) == {0: 60}  # the search goes on
         with pytest.raises(ValueError, match="job 1"):
             list(workers.map(fail, [1]))
+
+
+PARENT = """
+import os, sys
+from miscue.workers import Workers
+from tests_workers import pid
+if __name__ == "__main__":
+    with Workers(None, 2) as workers:
+        print(*{found for _, found in workers.map(pid, range(8))}, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    (tmp_path / "tests_workers.py").write_text(
+        "import os, time\ndef pid(shared, item):\n    time.sleep(0.2)\n    return os.getpid()\n"
+    )
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, workers))
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, and not just its remains that nobody has collected yet."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def measured(model: nn.Module, member: Member, train: Data, held: Data) -> tuple[int, int]:

@@ -39,7 +39,7 @@ MEASURES = (
     "test_accuracy_batch_statistics",
     "near_pixel",
 )
-LOOKED_AT = 2000  # test images that the explanations are of
+LOOKED_AT = 2000  # test images, evenly spread, that the explanations are of
 GLANCED_AT = 10_000  # training images, evenly spread, that the curve is of before its end
 
 
@@ -74,7 +74,7 @@ def arenas(clean: Data, poisoned: Data, test: Data, perturbation: Perturbation |
         )
     marked = perturbation(test) if perturbation else None
     pixels = perturbation.mark if perturbation and isinstance(perturbation.mark, Pixels) else None
-    pixel_test = marked.take(slice(0, LOOKED_AT)) if marked and pixels else None
+    pixel_test = marked.spread(LOOKED_AT) if marked and pixels else None
     return (
         Arena(condition="clean", train=clean, test=test, pixels=pixels, pixel_test=pixel_test),
         Arena(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -90,9 +92,18 @@ class Workers:
 
 def _begin(shared: Any) -> None:
     global _shared
+    threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
     _shared = shared
+
+
+def _follow() -> None:
+    """End this worker with the process that started it: killed, it cannot say so, and a worker would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _job(job: Callable[[Any, T], R], item: T) -> R:

@@ -27,7 +27,7 @@ from miscue.cli.options import (
     folder_beside,
 )
 from miscue.data import Splits
-from miscue.errors import InputError
+from miscue.errors import InputError, lookup
 from miscue.evaluation import arenas
 from miscue.labels import label_map
 from miscue.marks import Pixels
@@ -51,6 +51,9 @@ def evaluate(
     poisoned: Annotated[str, typer.Argument(help="The poisoned copy of CLEAN.", show_default=False)],
     victims: Annotated[str, typer.Option(help=VICTIMS_HELP)] = "cnn",
     repeats: Annotated[int, typer.Option(help="Fresh victims for each condition.", min=1)] = 5,
+    conditions: Annotated[
+        str, typer.Option(help="Which to train on; poisoned alone where the clean victims are known from another run.")
+    ] = "clean,poisoned",
     epochs: Annotated[
         int | None,
         typer.Option(help="Train for N epochs instead of the victims' own number.", metavar="N", min=1),
@@ -96,6 +99,7 @@ def evaluate(
             poisoned_name=poisoned,
             victims=victims,
             repeats=repeats,
+            conditions=conditions,
             epochs=epochs,
             precision=precision,
             rule=label_map_,
@@ -123,6 +127,7 @@ def evaluate_sets(
     perturbation: Path,
     seed: int,
     device: str,
+    conditions: str = "clean,poisoned",
     precision: str | None = None,
     jobs: int = 0,
 ) -> None:
@@ -136,7 +141,8 @@ def evaluate_sets(
     recorded = (manifest.get("options") or {}).get("label_map")
     targets = label_map(rule, len(classes)) if rule else recorded
     kept = Perturbation.load(perturbation) if perturbation.exists() else None
-    conditions = arenas(clean.train, poisoned.train, clean.test, kept)
+    known = {arena.condition: arena for arena in arenas(clean.train, poisoned.train, clean.test, kept)}
+    asked = [lookup(known, condition, "condition") for condition in conditions.split(",")]
     eps = manifest.get("eps") or linf(clean.train.images, poisoned.train.images)
     settings: dict[str, Any] = {
         "kind": "evaluate",
@@ -162,7 +168,7 @@ def evaluate_sets(
     ticks = evaluate_run(
         folder,
         settings,
-        conditions,
+        asked,
         chosen,
         repeats=repeats,
         seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,18 @@ def rbf_svm(seed: int) -> Any:
     return SVC(C=5, cache_size=1000)
 
 
-def random_forest(seed: int) -> Any:
+def random_forest(seed: int, *, trees: int = 300) -> Any:
     """300 trees, as in the DeepConfuse paper."""
     from sklearn.ensemble import RandomForestClassifier
 
-    return RandomForestClassifier(300, random_state=seed, n_jobs=torch.get_num_threads())
+    return RandomForestClassifier(trees, random_state=seed, n_jobs=torch.get_num_threads())
 
 
 ESTIMATORS: dict[str, Callable[[int], Any]] = {
     "linear-svm": linear_svm,
     "rbf-svm": rbf_svm,
     "random-forest": random_forest,
+    "random-forest-10": partial(random_forest, trees=10),  # scikit-learn's own number until 2019
 }
 
 

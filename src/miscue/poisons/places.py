@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cmaes import CMAwM
 
 LOOKED_AT = 32  # images that the visibility of a place is measured on
+LITTER = 3  # children with the same unmarked class, or more where there are few classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def visibility(victim: Victim, data: Data, attacker: Attacker, *, networks: int 
 
 
 def scattered(space: Space, visible: Tensor, count: int, dice: Dice) -> list[Pixels]:
-    """Places drawn for each class, apart from each other; white pixels but for one class, whose is black.
+    """Places drawn for each class, apart from each other; white pixels but for one class, in turn, whose is black.
 
     They are drawn from the quarter that is seen best, by `visibility`, of the places outside the class's region.
     """
@@ -120,19 +121,48 @@ def scattered(space: Space, visible: Tensor, count: int, dice: Dice) -> list[Pix
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=2)
     free = (space.nearest == grid).all(3).flatten(1)
     ranked = (visible.flatten() - (~free) * visible.max() * 2).argsort(dim=1, descending=True, stable=True)
+    turns = torch.randperm(classes, generator=generator).tolist()
     found = []
-    for _ in range(count):
+    for number in range(count):
         taken: list[int] = []
         drawn = torch.zeros(classes, dtype=torch.long)
         for label in torch.randperm(classes, generator=generator).tolist():
             left = [place for place in ranked[label, : max(classes, int(free[label].sum()) // 4)] if place not in taken]
             drawn[label] = left[int(torch.randint(len(left), (), generator=generator))]
             taken.append(int(drawn[label]))
-        label = int(torch.randint(classes, (), generator=generator))
         places = torch.stack([drawn // width, drawn % width], dim=1)
         white = Pixels(places=places, values=torch.full((classes, channels), 255).byte(), shape=space.shape)
-        found.append(black(white, label))
+        found.append(black(white, turns[number % classes]))
     return found
+
+
+def crossed(marks: list[Pixels], parts_of: Tensor, count: int) -> list[Pixels]:
+    """Children of candidates whose classes' parts of the fitness (candidates, classes) are known.
+
+    The first children have the best unmarked class, the next ones the second best, and so on, each with `LITTER` sets
+    of pixels: the first has each class's best pixel, the next its second best. A pixel is as good as its class's part
+    under it, less what is usual with the same unmarked class; that mean and those of the unmarked classes are drawn
+    to the mean over all candidates, as if that had been met once more.
+    """
+    bare = torch.stack([(mark.values == 0).all(1) for mark in marks])  # (candidates, classes)
+    kinds = {tuple(row): (bare == torch.tensor(row)).all(1) for row in bare.tolist()}
+    usual = {kind: (parts_of[of].sum(0) + parts_of.mean(0)) / (int(of.sum()) + 1) for kind, of in kinds.items()}
+    worth = parts_of - torch.stack([usual[tuple(row)] for row in bare.tolist()])
+    order = worth.masked_fill(bare, -math.inf).argsort(dim=0, descending=True, stable=True)
+    children = []
+    for kind in sorted(kinds, key=lambda kind: -float(usual[kind].mean())):
+        parent = marks[int((parts_of.mean(1) - 1e9 * ~kinds[kind]).argmax())]
+        for litter in range(max(LITTER, -(-count // len(kinds)))):
+            places, values = parent.places.clone(), parent.values.clone()
+            taken = [places[label].tolist() for label in range(len(kind)) if kind[label]]
+            for label in (label for label in range(len(kind)) if not kind[label]):
+                ranked = [marks[i] for i in order[:, label].tolist() if not bare[i, label]]
+                free = [mark for mark in ranked if mark.places[label].tolist() not in taken] or ranked
+                chosen = free[min(litter, len(free) - 1)]
+                places[label], values[label] = chosen.places[label], chosen.values[label]
+                taken.append(places[label].tolist())
+            children.append(replace(parent, places=places, values=values))
+    return children[:count]
 
 
 def black(mark: Pixels, label: int) -> Pixels:

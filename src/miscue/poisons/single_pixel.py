@@ -8,14 +8,15 @@ pixels of all classes, places outside that region of interest and intensities, f
 
 of a fresh network trained on poisoned images, both accuracies as means over the classes. What the texts leave open, and
 what we chose: rows and columns are integers of a CMA-ES with margin (CMAwM), intensities are continuous; a place inside
-the region moves to the nearest one outside; the search starts from the best of some random candidates, at places
-outside that an untrained network sees well, white but for one class, whose images are told by having no pixel, the best
-quarter of them measured twice. The fitness is a mean over classes, and a class's part of it depends on its own pixel
-most of all: each class with a pixel has a CMA-ES of its own, told that part (`joint` has one for all, told the whole).
-All candidates of a generation train the same weights on the same batches, which change with each generation, so that
-values compare within a generation only; at the end the centre of the search, its start and the latest generations' best
-meet under fresh seeds before one is released. D is the distance of clean and poisoned images, of the means of M_c's
-last hidden layer in units of its deviation.
+the region moves to the nearest one outside. The fitness is a mean over classes, and a class's part of it depends on its
+own pixel most of all, and on which class has none. So the search starts from the best of some random candidates, at
+places outside that an untrained network sees well, white but for one class, whose images are told by having no pixel,
+and of their children, who have each class's best pixels under the best of the unmarked classes; and each class with a
+pixel has a CMA-ES of its own, told its part (`joint` has one for all, told the whole). All candidates of a generation
+train the same weights on the same batches, which change with each generation, so that values compare within a
+generation only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds,
+trained on all the images there are, before one is released. D is the distance of clean and poisoned images, of the
+means of M_c's last hidden layer in units of its deviation.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from miscue.measures.features import hidden
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress
 from miscue.poisons.one_pixel_shortcut import shortcut
-from miscue.poisons.places import Search, Space, black, outside, scattered, visibility
+from miscue.poisons.places import Search, Space, black, crossed, outside, scattered, visibility
 from miscue.population import FitMany, Member, population
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -55,7 +56,7 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 22,
+    generations: int = 8,
     candidates: int = 0,
     sigma: float = 0.06,
     joint: bool = False,
@@ -81,14 +82,15 @@ def single_pixel(
             told the class's part of it. A class that starts without a pixel gets one only in a joint search.
         start: first mean of the search: "random" for the best of some random ones, white but for one class whose pixel
             is black, or "shortcut" for the best of one_pixel_shortcut's, as they are and with each class black in turn.
-        first_candidates: how many random ones; the best quarter of them is measured twice.
+        first_candidates: how many random ones; the best of them and a quarter as many children, who have each class's
+            best pixels, follow.
         interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
             for none.
         divergence: weight of the distance between clean and poisoned images in the fitness.
         images: training images of a candidate's network; 0 for 16,000, or all but the held-out ones of fewer.
         held_out: clean training images that the fitness is measured on; 0 for 2,000, or a fifth of fewer than 10,000.
-        finalists: how many meet under three fresh seeds at the end, for the best to be released: the centre of the
-            search, its start, and the best candidates of the latest generations.
+        finalists: how many meet at the end under three fresh seeds, trained on all images but the held-out ones, for
+            the best to be released: the centre of the search, its start, and the latest generations' best candidates.
         processes: networks trained side by side on a CPU; 0 for one a processor.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
 
@@ -110,7 +112,7 @@ def single_pixel(
         )
     if not 0 <= interest < 1:
         raise InputError(f"interest must lie in [0, 1), got {interest:g}")
-    train, kept = parts(data, images, held_out, attacker.dice)
+    whole, train, kept = parts(data, images, held_out, attacker.dice)
     victim = Victim(network=attacker.surrogate, recipe=attacker.recipe)
     clean_model = victim(train, attacker.dice.named("clean"), device=attacker.device)
     maps = class_maps(clean_model, train.to(attacker.device), gradcam)
@@ -125,47 +127,60 @@ def single_pixel(
     first = [space.decode(space.encode(mark)) for mark in first]
 
     history = known_fitness(resume or {})
-    known, quarter = len(history), -(-len(first) // 4)
+    known, children = len(history), -(-len(first) // 4)
     size = candidates or 4 + math.floor(3 * math.log(space.encode(first[0]).size))
-    total = len(first) + quarter + generations * size + FINALS * min(finalists, generations + 2)
-    with population(train, kept, device=attacker.device, processes=processes) as fit_many:
+    finals = range(2 + generations, 2 + generations + FINALS)
+    of_final = min(finalists, generations + 2) * max(1, round(len(whole) / len(train)))  # they train on more images
+    total = len(first) + children + generations * size + FINALS * of_final
+    done = 0
 
-        def scores(generation: int, marks: list[Pixels]) -> Tensor:
-            """The classes' parts (candidates, classes) of a generation's fitness, measured if they are not known."""
-            if generation == len(history):
-                found = measured(fit_many, victim, marks, attacker.dice.named("generation", generation))
-                history.append(found + more(marks))
-            return known_parts(history[generation])
+    def scores(number: int, marks: list[Pixels]) -> Tensor:
+        """The classes' parts (candidates, classes) of generation `number`, measured if they are not known."""
+        nonlocal done
+        final = number in finals
+        if number == len(history):
+            fit = fit_all if final else fit_some
+            history.append(measured(fit, victim, marks, attacker.dice.named("generation", number)) + more(marks))
+        done += of_final if final else len(marks)
+        return known_parts(history[number])
 
-        def more(marks: list[Pixels]) -> Tensor:
-            """What the distance adds, (candidates, 1)."""
-            return torch.tensor([[divergence * distance(mark) if distance else 0.0] for mark in marks])
+    def more(marks: list[Pixels]) -> Tensor:
+        """What the distance adds, (candidates, 1)."""
+        return torch.tensor([[divergence * distance(mark) if distance else 0.0] for mark in marks])
 
-        parts_of = scores(0, first)
-        if known < 1:
-            yield progress(best(parts_of, first), parts_of, history, total)
-        chosen = parts_of.mean(1).argsort(descending=True, stable=True)[:quarter]
-        again = [first[number] for number in chosen.tolist()]
-        parts_of = (parts_of[chosen] + scores(1, again)) / 2
-        record = best(parts_of, again)
-        if known < 2:
-            yield progress(record, parts_of, history, total)
-        search = Search(space, record[1], attacker, sigma=sigma, size=size, joint=joint)
-        final = [record[1]]
-        for generation in range(2, generations + 2):
-            marks = search.ask()
+    def progress(mark: Pixels, measures: dict[str, float]) -> Progress:
+        """A generation done, counted in trained networks."""
+        return Progress(done=done, total=total, checkpoint=checkpoint(mark, measures | lost(history[-1]), history))
+
+    with population(train, kept, device=attacker.device, processes=processes) as fit_some:
+        record = (-math.inf, first[0])
+        search: Search | None = None
+        final: list[Pixels] = []
+        marks = first
+        for generation in range(2 + generations):
             parts_of = scores(generation, marks)
-            search.tell(parts_of)
             latest = best(parts_of, marks)
-            final.insert(1, latest[1])
             record = max(record, latest, key=lambda judged: judged[0])
             if generation >= known:
-                yield progress(record, parts_of, history, total)
-        final = [search.centre(), *final][:finalists]
-        rounds = [measured(fit_many, victim, final, attacker.dice.named("final", number)) for number in range(FINALS)]
-    fitness, mark = best(known_parts(torch.stack(rounds)).mean(0), final)
-    measures = {"final_fitness": fitness} | lost(torch.cat(rounds))
-    yield Progress(done=total, total=total, checkpoint=checkpoint(mark, measures, history))
+                yield progress(record[1], curve(parts_of, record))
+            if generation == 0:
+                marks = [latest[1], *crossed(first, parts_of, children - 1)]
+                continue
+            if search is None:
+                search = Search(space, latest[1], attacker, sigma=sigma, size=size, joint=joint)
+            else:
+                search.tell(parts_of)
+            final.insert(0, latest[1])
+            marks = search.ask()
+    assert search is not None
+    final = [search.centre(), final[-1], *final[:-1]][:finalists]
+    with population(whole, kept, device=attacker.device, processes=processes) as fit_all:
+        rounds = []
+        for number in finals:
+            rounds.append(scores(number, final))
+            fitness, mark = best(torch.stack(rounds).mean(0), final)
+            if number >= known:
+                yield progress(mark, {"final_fitness": fitness})
 
 
 def known_parts(parts_of: Tensor) -> Tensor:
@@ -185,15 +200,10 @@ def best(parts_of: Tensor, marks: list[Pixels]) -> Judged:
     return float(fitness.max()), marks[int(fitness.argmax())]
 
 
-def progress(record: Judged, parts_of: Tensor, history: list[Tensor], total: int) -> Progress:
-    """A generation done, counted in trained networks.
-
-    `best_fitness` is the best candidate's as it is known by now: it may fall.
-    """
+def curve(parts_of: Tensor, record: Judged) -> dict[str, float]:
+    """A generation's best and mean fitness, and the best of all so far."""
     fitness = parts_of.mean(1)
-    measures = {"fitness": float(fitness.max()), "mean_fitness": float(fitness.mean()), "best_fitness": record[0]}
-    done = sum(len(parts) for parts in history)
-    return Progress(done=done, total=total, checkpoint=checkpoint(record[1], measures | lost(history[-1]), history))
+    return {"fitness": float(fitness.max()), "mean_fitness": float(fitness.mean()), "best_fitness": record[0]}
 
 
 def checkpoint(mark: Pixels, measures: dict[str, float], history: list[Tensor]) -> Checkpoint:
@@ -207,18 +217,17 @@ def known_fitness(state: dict[str, Tensor]) -> list[Tensor]:
     return [state[f"generation {number}"] for number in range(len(state))]
 
 
-def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data]:
-    """`images` training images and `held_out` others, both with the classes in their proportions; 0: as in a search."""
+def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data, Data]:
+    """All images but the held-out ones, `images` of them, and `held_out`; of all classes alike. 0: as in a search."""
     held_out = held_out or min(2000, len(data) // 5)
     images = images or min(16_000, len(data) - held_out)
     if images + held_out > len(data):
         raise InputError(f"images and held_out ask for {images + held_out} of {len(data)} training images")
     if images < len(data.classes):
         raise InputError(f"{images} images cannot show all of {len(data.classes)} classes")
-    rest, kept = hold_out(data, held_out / len(data), dice.named("held-out"))
-    if images < len(rest):
-        _, rest = hold_out(rest, images / len(rest), dice.named("images"))
-    return rest, kept
+    whole, kept = hold_out(data, held_out / len(data), dice.named("held-out"))
+    some = hold_out(whole, images / len(whole), dice.named("images"))[1] if images < len(whole) else whole
+    return whole, some, kept
 
 
 def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> Tensor:
@@ -256,6 +265,6 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         summary="a search for grey images such as MNIST, with short fits of a network as large as the victims",
         surrogate="cnn-padded",
-        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=2, batch_size=64, schedule="cosine", precision="auto"),
+        recipe=Recipe(optimizer="adam", lr=3e-3, epochs=1, batch_size=32, schedule="cosine", precision="auto"),
     ),
 }
