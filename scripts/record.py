@@ -7,7 +7,9 @@ python scripts/record.py                         only write docs/results.md agai
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ CURVES = {
     "best_fitness": "the best of all candidates so far, after {minutes:.1f} minutes of the search",
     "final_fitness": "the released pixels under three fresh seeds, after {minutes:.1f} minutes",
 }
-IN_ERRORS = ("single-pixel",)  # tables whose seed states errors, not accuracies
+IN_ERRORS = ("single-pixel", "optimizers")  # tables whose seed states errors, not accuracies
 
 
 def published(table: str, record: dict[str, Any]) -> float | None:
@@ -78,6 +80,11 @@ def add(table: str, run: Path) -> None:
     for record in lines(run / "records.jsonl"):
         append(target, as_stated(table, record))
     manifest = settings.get("manifest") or {}
+    if table == "optimizers":
+        row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"]}
+        for record in learning(settings, lines(run / "cells.jsonl"), row):
+            append(target, record)
+        return
     trials = lines(run / "craft.jsonl")
     row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"], "curve": "crafting"}
     for trial in trials:
@@ -103,6 +110,32 @@ def add(table: str, run: Path) -> None:
                 "note": CURVES[measure].format(minutes=trial["minutes"]),
             },
         )
+
+
+def learning(settings: dict[str, Any], cells: list[dict[str, Any]], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The mean test error of each victim and condition after each epoch."""
+    epochs: dict[tuple[str, str, int], list[float]] = {}
+    for one in cells:
+        for point in one["curve"]:
+            key = (one["victim"], one["condition"], point["epoch"])
+            epochs.setdefault(key, []).append(100 - point["test_accuracy"])
+    for (victim, condition, epoch), errors in epochs.items():
+        yield {
+            "table": "optimizers",
+            "row": row | {"victim": victim, "condition": condition, "curve": "learning", "epoch": epoch},
+            "measure": "test_error",
+            "published": None,
+            "mean": round(statistics.fmean(errors), 3),
+            "std": round(statistics.stdev(errors), 3) if len(errors) > 1 else None,
+            "n": len(errors),
+            "scale": "laptop",
+            "data": settings["clean"],
+            "seconds": None,
+            "device": settings["device"],
+            "commit": settings["commit"],
+            "command": settings["command"],
+            "note": f"after epoch {epoch}",
+        }
 
 
 def command(manifest: dict[str, Any]) -> str:

@@ -13,10 +13,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 FLOORS = [
     {"errors"},
     {"dice", "files", "images", "balls", "labels", "lanes", "memory", "workers"},
-    {"data"},
+    {"data", "distortions"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
-    {"explainers"},
+    {"explainers", "evasions"},
     {"readers", "writers", "marks"},
     {"perturbation", "victims"},
     {"population"},

@@ -46,3 +46,28 @@ def changed_pixels(a: Tensor, b: Tensor) -> int:
         return 0
     chunks = zip(a.split(4096), b.split(4096), strict=True)
     return max(int((p != q).any(1).flatten(1).sum(1).max()) for p, q in chunks)
+
+
+NORMS = ("linf", "l2")
+
+
+def onto(delta: Tensor, eps: float, norm: str) -> Tensor:
+    """The nearest point to each `delta` (n, c, h, w) in the ball of radius `eps` around 0.
+
+    Raises:
+        InputError: another norm than "linf" and "l2".
+    """
+    if norm == "linf":
+        return delta.clamp(-eps, eps)
+    if norm == "l2":
+        return delta * (eps / delta.flatten(1).norm(dim=1).clamp(min=eps))[:, None, None, None]
+    raise InputError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
+
+
+def within(like: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+    """Points drawn evenly from the ball of radius `eps` around 0, one for each image of `like` (n, c, h, w)."""
+    if norm == "linf":
+        return (torch.rand(like.shape, generator=generator).mul_(2).sub_(1) * eps).to(like)
+    direction = torch.randn(like.shape, generator=generator)
+    size = torch.rand(len(like), generator=generator) ** (1 / like[0].numel())
+    return (direction * (eps * size / direction.flatten(1).norm(dim=1))[:, None, None, None]).to(like)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miscue.errors import InputError, lookup
-from miscue.measures.accuracy import mode
+from miscue.models.modes import mode
 
 
 def gradcam(model: nn.Module, x: Tensor, y: Tensor, *, layer: str = "") -> Tensor:

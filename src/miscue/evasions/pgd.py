@@ -1,0 +1,105 @@
+"""PGD (Madry et al. 2018, arXiv 1706.06083): repeated steps, projected back onto the ball around the image.
+
+    x_0     = x + noise from the ball of radius eps
+    x_{t+1} = P(x_t + alpha s(d J / d x_t)),   s = sign (L-infinity) or g / |g| (L2),   P: the ball, then [0, 1]
+
+With a random transformation T the gradient is the mean over `samples` draws of that at T(x), as in expectation over
+transformation (Athalye et al. 2018, arXiv 1707.07397). Of several restarts each image keeps one that succeeds, or else
+the one of largest loss. Without a random start and for one step it is FGSM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from miscue.balls import onto, within
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, slope
+from miscue.models.modes import Model
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+"""(x, generator) -> x transformed at random, differentiable in x."""
+
+
+def pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    target: Tensor | None = None,
+    eps: float = 8 / 255,
+    alpha: float = 2 / 255,
+    steps: int = 20,
+    norm: str = "linf",
+    random_start: bool = True,
+    restarts: int = 1,
+    transform: Transform | None = None,
+    samples: int = 8,
+    dice: Dice | None = None,
+    chunk: int = 0,
+) -> Adversarial:
+    """Projected gradient ascent on the loss of y, or descent on that of the target.
+
+    Args:
+        model: from images in [0, 1] to scores.
+        x: float (n, c, h, w) in [0, 1].
+        y: int64 (n,), the true classes.
+        target: int64 (n,), the classes to be mistaken for; any if None.
+        eps: radius of the ball, in the units of the images; for L2 of the whole image.
+        alpha: length of a step, in the same norm.
+        steps: number of steps.
+        norm: "linf" or "l2".
+        random_start: begin at a random place in the ball instead of at x.
+        restarts: how many times to try, each from a start of its own.
+        transform: a random transformation that the attack is to survive.
+        samples: draws of it for each step.
+        dice: for starts and transformations.
+        chunk: images at a time; 0 for what memory allows.
+    """
+    if min(eps, alpha) <= 0 or min(steps, restarts, samples) < 1:
+        raise InputError("eps, alpha, steps, restarts and samples must be positive")
+    draws = samples if transform else 1
+
+    def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
+        best, reached, nearest, curve = x, torch.zeros_like(goal.y, dtype=torch.bool), None, []
+        every = torch.arange(len(x), device=x.device).repeat_interleave(draws)
+        for restart in range(restarts):
+            generator = dice.named("restart", restart).generator()
+
+            def rises(z: Tensor, generator: torch.Generator = generator) -> Tensor:
+                if transform is None:
+                    return goal.nearness(model(z))
+                many = transform(z[every], generator)
+                return goal.of(every).nearness(model(many)).unflatten(0, (len(x), draws)).mean(1)
+
+            delta = within(x, eps, norm, generator) if random_start else torch.zeros_like(x)
+            z = (x + delta).clamp_(0, 1)
+            for _ in range(steps):
+                direction, nearness = slope(rises, z)
+                z = (x + onto(z + ascent(direction, norm).mul_(alpha) - x, eps, norm)).clamp_(0, 1)
+                curve.append(nearness)
+            if restarts == 1:
+                best = z
+                break
+            with torch.no_grad():
+                scores = model(z)
+                now, near = goal.reached(scores), goal.nearness(scores)
+            nearest = torch.full_like(near, -torch.inf) if nearest is None else nearest
+            better = (now & ~reached) | ((near > nearest) & (now == reached))
+            best, nearest = torch.where(better[:, None, None, None], z, best), torch.where(better, near, nearest)
+            reached |= now
+        shown = restarts * (steps * draws + (restarts > 1))
+        return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve))
+
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+
+
+def ascent(direction: Tensor, norm: str) -> Tensor:
+    """The steepest direction of length 1 in the norm."""
+    if norm == "linf":
+        return direction.sign()
+    return direction / direction.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
