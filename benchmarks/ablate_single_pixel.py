@@ -55,7 +55,7 @@ def tried(name: str, data: Data, label: str) -> dict:
     started = time.monotonic()
     last = [step.checkpoint for step in POISONS[method].steps(data, attacker, **options) if step.checkpoint][-1]
     seconds = time.monotonic() - started
-    _, train, kept = parts(data, IMAGES, HELD_OUT, Dice(1))
+    train, kept = parts(data, IMAGES, HELD_OUT, Dice(1))
     members = [Member(victim=VICTIM, dice=Dice(100 + seed), mark=last.perturbation.mark) for seed in range(SEEDS)]
     with population(train, kept) as fit_many:
         found = [float(parts_of.mean()) for parts_of in dict(fit_many(members, then=gaps)).values()]

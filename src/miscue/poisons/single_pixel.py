@@ -12,11 +12,12 @@ the region moves to the nearest one outside. The fitness is a mean over classes,
 own pixel most of all, and on which class has none. So the search starts from the best of some random candidates, at
 places outside that an untrained network sees well, white but for one class, whose images are told by having no pixel,
 and of their children, who have each class's best pixels under the best of the unmarked classes; and each class with a
-pixel has a CMA-ES of its own, told its part (`joint` has one for all, told the whole). All candidates of a generation
-train the same weights on the same batches, which change with each generation, so that values compare within a
-generation only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds,
-trained on all the images there are, before one is released. D is the distance of clean and poisoned images, of the
-means of M_c's last hidden layer in units of its deviation.
+pixel has a CMA-ES of its own, told its part (`joint` has one for all, told the whole). A candidate's network sees all
+images once: after a third of that its seed says as much of the gap as its pixels. All candidates of a generation train
+the same weights on the same batches, which change with each generation, so that values compare within a generation
+only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds before one
+is released. D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units of its
+deviation.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from miscue.victims import Victim
 from miscue.workers import LostWorkerError
 
 STARTS = ("random", "shortcut")
-FINALS = 3  # fresh seeds under which the finalists meet
+FINALS = 2  # fresh seeds under which the finalists meet
+CLEAN = 16_000  # images that the clean model learns from
 Judged = tuple[float, Pixels]
 """Fitness and candidate."""
 
@@ -56,17 +58,17 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 8,
+    generations: int = 5,
     candidates: int = 0,
     sigma: float = 0.06,
     joint: bool = False,
     start: str = "random",
-    first_candidates: int = 48,
+    first_candidates: int = 24,
     interest: float = 0.5,
     divergence: float = 0.0,
     images: int = 0,
     held_out: int = 0,
-    finalists: int = 6,
+    finalists: int = 4,
     processes: int = 0,
     resume: dict[str, Tensor] | None = None,
 ) -> Iterator[Progress]:
@@ -76,7 +78,7 @@ def single_pixel(
         data: the clean training images. Test data has no place here.
         attacker: the network and recipe of the clean model and of every candidate's; dice, device.
         generations: of CMA-ES.
-        candidates: in a generation; 0 for CMA-ES's own number for all variables, 4 + 3 ln(dimensions).
+        candidates: in a generation; 0 for CMA-ES's own number, 4 + 3 ln(variables of a search).
         sigma: first step size, as a share of the range of each variable.
         joint: one CMA-ES for the pixels of all classes, told the fitness, instead of one for the pixel of each class,
             told the class's part of it. A class that starts without a pixel gets one only in a joint search.
@@ -87,10 +89,10 @@ def single_pixel(
         interest: share of the pixels, those where the class's mean Grad-CAM map is largest, that are out of bounds; 0
             for none.
         divergence: weight of the distance between clean and poisoned images in the fitness.
-        images: training images of a candidate's network; 0 for 16,000, or all but the held-out ones of fewer.
+        images: training images of a candidate's network; 0 for all but the held-out ones.
         held_out: clean training images that the fitness is measured on; 0 for 2,000, or a fifth of fewer than 10,000.
-        finalists: how many meet at the end under three fresh seeds, trained on all images but the held-out ones, for
-            the best to be released: the centre of the search, its start, and the latest generations' best candidates.
+        finalists: how many meet at the end under two fresh seeds, for the best to be released: the centre of the
+            search, its start, and the latest generations' best candidates.
         processes: networks trained side by side on a CPU; 0 for one a processor.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
 
@@ -112,10 +114,11 @@ def single_pixel(
         )
     if not 0 <= interest < 1:
         raise InputError(f"interest must lie in [0, 1), got {interest:g}")
-    whole, train, kept = parts(data, images, held_out, attacker.dice)
+    train, kept = parts(data, images, held_out, attacker.dice)
     victim = Victim(network=attacker.surrogate, recipe=attacker.recipe)
-    clean_model = victim(train, attacker.dice.named("clean"), device=attacker.device)
-    maps = class_maps(clean_model, train.to(attacker.device), gradcam)
+    some = train.spread(CLEAN)
+    clean_model = victim(some, attacker.dice.named("clean"), device=attacker.device)
+    maps = class_maps(clean_model, some.to(attacker.device), gradcam)
     space = Space(nearest=outside(maps, interest), channels=data.shape[0])
     distance = Distance(model=clean_model, data=kept) if divergence else None
     if start == "shortcut":
@@ -128,21 +131,10 @@ def single_pixel(
 
     history = known_fitness(resume or {})
     known, children = len(history), -(-len(first) // 4)
-    size = candidates or 4 + math.floor(3 * math.log(space.encode(first[0]).size))
-    finals = range(2 + generations, 2 + generations + FINALS)
-    of_final = min(finalists, generations + 2) * max(1, round(len(whole) / len(train)))  # they train on more images
-    total = len(first) + children + generations * size + FINALS * of_final
+    variables = space.encode(first[0])
+    size = candidates or 4 + math.floor(3 * math.log(variables.size if joint else variables.shape[1]))
+    total = len(first) + children + generations * size + FINALS * min(finalists, generations + 2)
     done = 0
-
-    def scores(number: int, marks: list[Pixels]) -> Tensor:
-        """The classes' parts (candidates, classes) of generation `number`, measured if they are not known."""
-        nonlocal done
-        final = number in finals
-        if number == len(history):
-            fit = fit_all if final else fit_some
-            history.append(measured(fit, victim, marks, attacker.dice.named("generation", number)) + more(marks))
-        done += of_final if final else len(marks)
-        return known_parts(history[number])
 
     def more(marks: list[Pixels]) -> Tensor:
         """What the distance adds, (candidates, 1)."""
@@ -152,18 +144,28 @@ def single_pixel(
         """A generation done, counted in trained networks."""
         return Progress(done=done, total=total, checkpoint=checkpoint(mark, measures | lost(history[-1]), history))
 
-    with population(train, kept, device=attacker.device, processes=processes) as fit_some:
+    with population(train, kept, device=attacker.device, processes=processes) as fit_many:
+
+        def scores(number: int, marks: list[Pixels]) -> Tensor:
+            """The classes' parts (candidates, classes) of generation `number`, measured if they are not known."""
+            nonlocal done
+            done += len(marks)
+            if number == len(history):
+                found = measured(fit_many, victim, marks, attacker.dice.named("generation", number))
+                history.append(found + more(marks))
+            return known_parts(history[number])
+
         record = (-math.inf, first[0])
         search: Search | None = None
         final: list[Pixels] = []
         marks = first
-        for generation in range(2 + generations):
-            parts_of = scores(generation, marks)
+        for number in range(2 + generations):
+            parts_of = scores(number, marks)
             latest = best(parts_of, marks)
             record = max(record, latest, key=lambda judged: judged[0])
-            if generation >= known:
+            if number >= known:
                 yield progress(record[1], curve(parts_of, record))
-            if generation == 0:
+            if number == 0:
                 marks = [latest[1], *crossed(first, parts_of, children - 1)]
                 continue
             if search is None:
@@ -172,11 +174,10 @@ def single_pixel(
                 search.tell(parts_of)
             final.insert(0, latest[1])
             marks = search.ask()
-    assert search is not None
-    final = [search.centre(), final[-1], *final[:-1]][:finalists]
-    with population(whole, kept, device=attacker.device, processes=processes) as fit_all:
+        assert search is not None
+        final = [search.centre(), final[-1], *final[:-1]][:finalists]
         rounds = []
-        for number in finals:
+        for number in range(2 + generations, 2 + generations + FINALS):
             rounds.append(scores(number, final))
             fitness, mark = best(torch.stack(rounds).mean(0), final)
             if number >= known:
@@ -217,17 +218,18 @@ def known_fitness(state: dict[str, Tensor]) -> list[Tensor]:
     return [state[f"generation {number}"] for number in range(len(state))]
 
 
-def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data, Data]:
-    """All images but the held-out ones, `images` of them, and `held_out`; of all classes alike. 0: as in a search."""
+def parts(data: Data, images: int, held_out: int, dice: Dice) -> tuple[Data, Data]:
+    """`images` training images and `held_out` others, both with the classes in their proportions; 0: as in a search."""
     held_out = held_out or min(2000, len(data) // 5)
-    images = images or min(16_000, len(data) - held_out)
+    images = images or len(data) - held_out
     if images + held_out > len(data):
         raise InputError(f"images and held_out ask for {images + held_out} of {len(data)} training images")
     if images < len(data.classes):
         raise InputError(f"{images} images cannot show all of {len(data.classes)} classes")
-    whole, kept = hold_out(data, held_out / len(data), dice.named("held-out"))
-    some = hold_out(whole, images / len(whole), dice.named("images"))[1] if images < len(whole) else whole
-    return whole, some, kept
+    rest, kept = hold_out(data, held_out / len(data), dice.named("held-out"))
+    if images < len(rest):
+        _, rest = hold_out(rest, images / len(rest), dice.named("images"))
+    return rest, kept
 
 
 def measured(fit_many: FitMany, victim: Victim, marks: list[Pixels], dice: Dice) -> Tensor:
