@@ -17,17 +17,25 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import (
     EVASIONS,
+    FOR_ALL_IMAGES,
     Adversarial,
     deepfool,
     fgsm,
     one_pixel,
     one_pixel_exhaustive,
+    patch,
     pgd,
+    physical,
+    scene,
+    soft_stickers,
+    stickers,
     universal,
     worst_case,
 )
 from miscue.evasions import attempt as attempt_module
 from miscue.evasions.evolution import children
+from miscue.evasions.patch import pasted
+from miscue.evasions.physical import chosen, unprintable, views
 from miscue.models.modes import frozen
 from miscue.readers import read
 from miscue.train import Recipe
@@ -45,9 +53,17 @@ BATTERY: dict[str, Callable[..., Adversarial]] = {
     "one-pixel, three": partial(one_pixel, population=30, generations=5, pixels=3, until="named"),
     "one-pixel-exhaustive": one_pixel_exhaustive,
     "universal": partial(universal, eps=EPS, passes=1),
+    "stickers": partial(stickers, population=20, generations=6, area=0.15),
+    "soft-stickers": partial(soft_stickers, starts=4, steps=12, area=0.15),
+    "patch": partial(patch, steps=30, batch=16, area=0.2),
+    "patch, circle": partial(patch, steps=30, batch=16, area=0.2, form="circle", shrink=0.7),
+    "physical": partial(physical, steps=25, samples=2, area=0.25),
+    "scene": partial(scene, starts=4, steps=6),
+    "scene, random": partial(scene, starts=8, steps=0),
 }
 EVERY = pytest.mark.parametrize("name", BATTERY)
 TARGETED = pytest.mark.parametrize("name", [name for name in BATTERY if name != "universal"])
+PARTED = pytest.mark.parametrize("name", [name for name in BATTERY if name.partition(",")[0] not in FOR_ALL_IMAGES])
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +109,7 @@ def test_battery(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> 
     again = BATTERY[name](model, x, y)
     assert torch.equal(again.x, found.x)
     changed = (found.x - x).abs()
+    covered = (changed > 0).any(1).flatten(1).sum(1)
     budgets = {
         "fgsm": lambda: changed.max() <= EPS + 1e-6,
         "pgd": lambda: changed.max() <= EPS + 1e-6,
@@ -102,6 +119,10 @@ def test_battery(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> 
         "one-pixel, three": lambda: (changed > 0).flatten(1).sum(1).max() <= 3,
         "one-pixel-exhaustive": lambda: (changed > 0).flatten(1).sum(1).max() <= 1,
         "universal": lambda: changed.max() <= EPS + 1e-6,
+        "stickers": lambda: covered.max() <= 0.15 * 64,
+        "soft-stickers": lambda: covered.max() <= 0.15 * 64,
+        "patch": lambda: covered.max() <= 0.2 * 64 + 8,  # turned, its edges lie between pixels
+        "physical": lambda: covered.max() <= 0.25 * 64,
     }
     assert name not in budgets or bool(budgets[name]())
 
@@ -147,7 +168,7 @@ def test_targets(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> 
     assert own > other
 
 
-@TARGETED
+@PARTED
 def test_parts_do_not_change_what_is_done(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = (part[:7] for part in digits)
     whole, parts = (BATTERY[name](model, x, y, chunk=chunk) for chunk in (7, 3))
@@ -182,6 +203,13 @@ def test_bad_input(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -
         (one_pixel, {"population": 3}, "at least 4"),
         (one_pixel, {"until": "tired"}, "unknown until"),
         (universal, {"fooling": 2.0}, "fooling must lie"),
+        (stickers, {"area": 0.0}, "area must lie"),
+        (stickers, {"white": 3, "black": 2, "area": 0.05}, "no room for 5 stickers"),
+        (soft_stickers, {"starts": 0}, "must be positive"),
+        (patch, {"form": "star"}, "unknown form"),
+        (patch, {"area": 0.001}, "smaller than a pixel"),
+        (physical, {"rectangles": 0}, "must be positive"),
+        (scene, {"strength": 0.0}, "must be positive"),
     ],
 )
 def test_bad_options(attack: Callable, options: dict, words: str, model: nn.Module, digits: tuple) -> None:
@@ -327,6 +355,90 @@ def test_universal_is_one_perturbation_within_the_ball(model: nn.Module, digits:
     with torch.no_grad():
         by_chance = (model((x + noise).clamp(0, 1)).argmax(1) != model(x).argmax(1)).float().mean()
     assert float(curve.max()) > float(by_chance) + 0.1
+
+
+def test_stickers_are_flat_rectangles_of_their_colours(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:20] for part in digits)
+    for attack in (partial(stickers, population=12, generations=4), partial(soft_stickers, starts=3, steps=8)):
+        grey = 0.3 + 0.4 * x  # so that neither colour is there already
+        found = attack(model, grey, y, white=1, black=1, area=0.2)
+        for colour in (0.0, 1.0):
+            for image in found.x[:, 0]:
+                rows, columns = (image == colour).nonzero().unbind(1)
+                if len(rows):
+                    box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+                    other = 1 - colour
+                    assert bool(((box == colour) | (box == other)).all())
+        assert bool(((found.x == grey) | (found.x == 0) | (found.x == 1)).all())
+
+
+def test_a_patch_works_where_a_random_one_does_not_and_on_other_images(
+    model: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = (part[:150] for part in digits)
+    target = torch.full_like(y, 3)
+    made = patch(model, x[:100], y[:100], target=target[:100], area=0.3, steps=150, batch=32)
+    assert made.loss[-20:].mean() > made.loss[:20].mean() + 0.5
+    options = {"form": "square", "turn": 22.5, "shrink": 1.0}
+    noise = torch.rand(made.shared.shape, generator=torch.Generator().manual_seed(0))
+    others = y[100:] != 3
+    hits = []
+    for p in (made.shared, noise):
+        with torch.no_grad():
+            seen = pasted(p, x[100:], **options, generator=torch.Generator().manual_seed(1))
+            hits.append(float((model(seen).argmax(1) == 3)[others].float().mean()))
+    assert hits[0] > hits[1] + 0.2
+
+
+def test_a_pasted_patch_lies_within_the_image_and_is_itself() -> None:
+    p = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.5
+    x = torch.zeros(50, 3, 20, 30)
+    generator = torch.Generator().manual_seed(1)
+    straight = pasted(p, x, form="square", turn=0.0, shrink=1.0, generator=generator)
+    covered = (straight > 0).any(1).flatten(1).sum(1)
+    assert bool(((covered >= 25) & (covered <= 49)).all())
+    assert float(straight.flatten(1).sum(1).mean()) == pytest.approx(float(p.sum()), rel=0.05)
+    tops = (straight > 0).any(1).any(2).float().argmax(1)
+    assert tops.min() == 0
+    assert tops.max() >= 12
+    turned = pasted(p, x, form="circle", turn=180.0, shrink=0.5, generator=generator)
+    sizes = (turned > 0).any(1).flatten(1).sum(1)
+    assert sizes.min() < 12
+    assert sizes.max() <= 36
+
+
+def test_physical_changes_are_squares_that_hold_under_other_views(
+    model: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = (part[:20] for part in digits)
+    found = physical(model, x, y, rectangles=1, area=0.25, steps=60, samples=4)
+    changed = (found.x != x).any(1)
+    for one in changed:
+        rows, columns = one.nonzero().unbind(1)
+        assert len(rows) == 0 or int(rows.max() - rows.min()) < 4
+        assert len(rows) == 0 or int(columns.max() - columns.min()) < 4
+    generator = torch.Generator().manual_seed(5)
+    errors = [sum(100 - accuracy(model, views(z, generator), y) for _ in range(8)) / 8 for z in (x, found.x)]
+    assert errors[1] > errors[0] + 15
+
+
+def test_printable_colours_cost_nothing_and_masks_do_not_overlap() -> None:
+    colours = torch.tensor([0.1, 0.5, 0.9])[:, None, None]
+    assert float(unprintable(colours[None].expand(1, 3, 2, 2)).max()) < 1e-5
+    assert torch.allclose(unprintable(torch.full((1, 3, 2, 2), 0.3)), torch.tensor(0.2 * 3**0.5), atol=1e-5)
+    heat = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    mask = chosen(heat, 3, 0.3)
+    assert mask.flatten(1).sum(1).tolist() == [27.0] * 5  # three squares of 3 x 3
+
+
+def test_climbing_a_scene_is_better_than_drawing_as_many(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:60] for part in digits)
+    climbed = scene(model, x, y, starts=4, steps=12, strength=0.5)
+    drawn = scene(model, x, y, starts=16, steps=0, strength=0.5)
+    assert climbed.queries.tolist() == drawn.queries.tolist() == [16] * 60
+    assert climbed.success.sum() >= drawn.success.sum()
+    weak = scene(model, x, y, starts=4, steps=12, strength=0.05)
+    assert weak.success.sum() < climbed.success.sum()
 
 
 def test_the_worst_of_several(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

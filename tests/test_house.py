@@ -21,7 +21,7 @@ FLOORS = [
     {"perturbation", "victims"},
     {"population"},
     {"poisons"},
-    {"evaluation"},
+    {"evaluation", "assault"},
     {"run"},
     {"report"},
     {"cli", "__main__"},

@@ -150,8 +150,8 @@ def evaluate(
     if about.exists():
         found = json.loads(about.read_text(encoding="utf-8"))
         refuse_other(identity(settings), identity(found), folder)
-    else:
-        write_json(about, settings)
+        settings = settings | {key: found[key] for key in found if key not in ASKED}
+    write_json(about, settings)
     cells = lines(log)
     rewrite(log, cells)
     have = {(one["victim"], one["condition"], one["seed"]) for one in cells}
@@ -188,6 +188,7 @@ def worked(todo: Sequence[Contest], jobs: int) -> Iterator[Tick]:
             yield Tick(done=done, total=total, fact=fact)
 
 
+ASKED = ("repeats", "conditions")  # what may be asked for anew of a run that is there
 IDENTITY = ("kind", "clean_sha256", "poisoned_sha256", "victims", "label_map", "eps")
 
 

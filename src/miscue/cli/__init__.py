@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from miscue.cli import data, demo, poison
+from miscue.cli import attack, data, demo, poison
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
 from miscue.memory import keep_freed_memory
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Measure, cause and cure wrong cues in image classifiers.",
 )
 app.add_typer(poison.app, name="poison")
+app.add_typer(attack.app, name="attack")
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate)

@@ -158,6 +158,7 @@ def evaluate_sets(
         "label_map": targets,
         "places": kept.mark.places.tolist() if kept and isinstance(kept.mark, Pixels) else None,
         "victims": {name: asdict(victim) for name, victim in chosen.items()},
+        "conditions": [arena.condition for arena in asked],
         "repeats": repeats,
     } | provenance(command_line(), device)
     folder.mkdir(parents=True, exist_ok=True)

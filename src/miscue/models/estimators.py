@@ -32,7 +32,7 @@ class Estimator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (n, classes), float32."""
-        flat = x.flatten(1).cpu().numpy()
+        flat = x.detach().flatten(1).cpu().numpy()
         known = np.asarray(self.estimator.classes_)
         if hasattr(self.estimator, "decision_function"):
             found = np.asarray(self.estimator.decision_function(flat))

@@ -58,7 +58,7 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 5,
+    generations: int = 4,
     candidates: int = 0,
     sigma: float = 0.06,
     joint: bool = False,

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -195,6 +196,39 @@ def damage(points: Points, measure: str = "Held-out accuracy") -> str:
     out.append(_text(frame.x(x) + 10, max(frame.y(last) + 5, frame.top + 8), number(last), class_="value"))
     label = f"{measure} goes from {percent(first)} to {percent(last)} in {number(x)} minutes"
     return _svg(460, 298, out, tone="poisoned", label=label)
+
+
+def rising(points: Points, *, title: str) -> str:
+    """A share that grows in steps, 0 to 100, against whatever `title` says."""
+    frame = _Frame(low=0.0, high=max(points[-1][0], 1e-3), right=400.0)
+    steps = [corner for (_, y), (x, top) in pairwise(points) for corner in ((x, y), (x, top))]
+    x, y = points[-1]
+    out = [*frame.axes(title, whole=False), _element("path", d=frame.path([points[0], *steps]), class_="line test")]
+    out.append(_element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
+    out.append(_text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), percent(y), class_="value"))
+    return _svg(460, 298, out, tone="poisoned", label=f"{percent(y)} within {x:g}; {title}")
+
+
+def trace(values: Sequence[float], *, title: str) -> str:
+    """Any numbers, one after another: a line between its smallest and its largest value."""
+    low, high = min(values), max(values)
+    frame = _Frame(low=1.0, high=float(max(len(values), 2)), right=400.0)
+    scaled = [(k + 1.0, 100 * (value - low) / max(high - low, 1e-12)) for k, value in enumerate(values)]
+    out = []
+    for y, value in ((0.0, low), (100.0, high)):
+        out.append(_element("line", x1=frame.left, x2=frame.right, y1=frame.y(y), y2=frame.y(y), class_="grid"))
+        out.append(_text(frame.left - 8, frame.y(y) + 4.5, f"{value:.3g}", text_anchor="end", class_="tick"))
+    for tick in ticks(frame.low, frame.high, whole=True):
+        out.append(_text(frame.x(tick), frame.bottom + 20, f"{tick:g}", text_anchor="middle", class_="tick"))
+    middle = (frame.left + frame.right) / 2
+    out.append(_text(middle, frame.bottom + 40, title, text_anchor="middle", class_="tick"))
+    out.append(_element("path", d=frame.path(scaled), class_="line test"))
+    x, y = scaled[-1]
+    out.append(_element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
+    out.append(_text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), f"{values[-1]:.3g}", class_="value"))
+    return _svg(
+        460, 298, out, tone="poisoned", label=f"from {values[0]:.3g} to {values[-1]:.3g} over {len(values)} steps"
+    )
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], *, tone: str, targets: Sequence[int] | None = None) -> str:

@@ -21,6 +21,7 @@ from miscue import files
 from miscue.errors import InputError
 from miscue.report import figures
 from miscue.report.figures import finite, number, percent
+from miscue.report.template import rendered
 
 CONDITIONS = ("clean", "poisoned")
 BATCH = "test_accuracy_batch_statistics"
@@ -214,7 +215,7 @@ def _missing(settings: dict[str, Any], cells: Sequence[dict[str, Any]]) -> str:
     repeats = settings.get("repeats") or 0
     lacks = []
     for victim in settings.get("victims", {}):
-        for condition in CONDITIONS:
+        for condition in settings.get("conditions", CONDITIONS):
             there = sum((cell["victim"], cell["condition"]) == (victim, condition) for cell in cells)
             if there < repeats:
                 lacks.append(f"{victim} on {condition} data has {there} of {repeats} trainings")
@@ -376,14 +377,10 @@ def _several(run: Run, tests: dict[str, dict[str, Stat]]) -> Parts:
 
 def html(run: Run) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent}
-    template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     tables = {victim: stats(run, victim) for victim in run.victims}
     limit = _limit(run)
-    return environment.from_string(template).render(
+    return rendered(
+        "page.html.jinja",
         run=run,
         title=str(run.settings.get("title") or "Evaluation"),
         created=str(run.settings.get("created") or ""),

@@ -1,0 +1,167 @@
+"""`miscue attack`: a real model, real files, a real kill, and a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from miscue.assault import Attacked, measures
+from miscue.evasions import EVASIONS
+from miscue.models.store import load_model
+
+QUICK = {
+    "fgsm": ["--eps", "0.15"],
+    "pgd": ["--eps", "0.15", "--steps", "4"],
+    "deepfool": [],
+    "one-pixel": ["--population", "10", "--generations", "2"],
+    "one-pixel-exhaustive": [],
+    "universal": ["--passes", "1"],
+    "stickers": ["--population", "8", "--generations", "2", "--area", "0.2"],
+    "soft-stickers": ["--starts", "2", "--steps", "3", "--area", "0.2"],
+    "patch": ["--steps", "5", "--area", "0.2"],
+    "physical": ["--steps", "3", "--samples", "1"],
+    "scene": ["--starts", "2", "--steps", "2"],
+}
+
+
+def miscue(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "miscue", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "digits.safetensors"
+    miscue("train", "digits", path, "--victim", "cnn-small", "--epochs", "6", "--threads", "1")
+    return path
+
+
+def test_every_attack_has_a_command() -> None:
+    assert set(QUICK) == set(EVASIONS)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_battery(name: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["attack", name, model, "digits", out, "--images", "12", "--threads", "1", "--json", *QUICK[name]]
+    row = json.loads(miscue(*words).stdout)
+    assert row["method"] == name
+    assert 0 <= row["success"] <= 100
+    with np.load(out / "adversarials.npz") as saved:
+        found = {key: saved[key] for key in saved.files}
+    pictures = sorted((out / "images").glob("*.png"))
+    assert len(pictures) == len(found["labels"]) == row["n"]
+    assert all(np.array_equal(np.asarray(Image.open(p)), found["images"][i, 0]) for i, p in enumerate(pictures))
+    net, _ = load_model(model)  # what is recorded is what the saved pictures do
+    with torch.no_grad():
+        after = net(torch.from_numpy(np.stack([np.asarray(Image.open(p)) for p in pictures]))[:, None] / 255).argmax(1)
+    assert np.array_equal(after.numpy(), found["after"])
+    assert np.array_equal(found["success"], found["after"] != found["labels"])
+    if name in ("fgsm", "pgd"):
+        assert row["budget_measured"] <= 0.15 + 1e-9
+    assert not (out / "parts").exists()
+    page = (out / "report.html").read_text()
+    assert name in page
+    assert "http" not in page.replace("http-equiv", "")
+    measured = {json.loads(line)["measure"] for line in (out / "records.jsonl").read_text().splitlines()}
+    assert {"accuracy", "robust_accuracy", "success", "queries"} <= measured
+    if name == "fgsm":
+        (out / "report.html").unlink()
+        miscue("report", out)
+        assert (out / "report.html").read_text() == page
+
+
+def test_targets_and_another_split(model: Path, tmp_path: Path) -> None:
+    words = ["attack", "pgd", model, "digits", tmp_path / "out", "--images", "10", "--split", "train", "--threads", "1"]
+    row = json.loads(miscue(*words, "--eps", "0.3", "--target", "y+1", "--json").stdout)
+    with np.load(tmp_path / "out" / "adversarials.npz") as found:
+        assert np.array_equal(found["targets"], (found["labels"] + 1) % 10)
+        assert np.array_equal(found["success"], found["after"] == found["targets"])
+    assert row["success"] > 15
+
+
+def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "miscue", "attack", "one-pixel", model, "digits"]
+    more = ["--images", "180", "--population", "80", "--generations", "10", "--threads", "1", "--json"]
+    process = subprocess.Popen([*map(str, words), str(tmp_path / "out"), *more], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    parts = tmp_path / "out" / "parts"
+    while len(list(parts.glob("*.npz"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 1 <= len(list(parts.glob("*.npz"))) < 6
+    known = {file: file.stat().st_mtime_ns for file in parts.glob("*.npz")}
+    refused = miscue(*words[3:], tmp_path / "out", *more, "--seed", "1", check=False)
+    assert refused.returncode == 2
+    assert "of another setting: seed" in refused.stderr
+    row = json.loads(miscue(*words[3:], tmp_path / "out", *more).stdout)
+    assert known
+    whole = json.loads(miscue(*words[3:], tmp_path / "whole", *more).stdout)
+    assert {k: v for k, v in row.items() if k != "out"} == {k: v for k, v in whole.items() if k != "out"}
+    again = miscue(*words[3:], tmp_path / "out", *more, check=False)
+    assert again.returncode == 2
+    assert "holds a finished attack" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pgd", "nowhere.safetensors", "digits"], "no such file"),
+        (["pgd", "MODEL", "digits", "--norm", "l1"], "unknown norm"),
+        (["pgd", "MODEL", "digits", "--split", "tests"], "did you mean test"),
+        (["universal", "MODEL", "digits", "--target", "y+1"], "universal has no targets"),
+        (["pgd", "MODEL", "digits", "--target", "1,2"], "one target for each of the 10"),
+        (["pgd", "MODEL", "digits", "--resize", "12"], "is for 10 classes of images (1, 8, 8)"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], expected: str, model: Path, tmp_path: Path) -> None:
+    words = [str(model) if word == "MODEL" else word for word in words]
+    done = miscue("attack", *words[:3], tmp_path / "out", *words[3:], check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_measures_count_what_they_say() -> None:
+    clean = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    images = clean.clone()
+    images[0, 0, 0, 0], images[1, 0, 0, :] = 51, 102
+    attacked = Attacked(
+        clean=clean,
+        images=images,
+        labels=torch.tensor([0, 0, 0, 1]),
+        targets=torch.full((4,), -1),
+        before=torch.tensor([0, 0, 0, 0]),
+        after=torch.tensor([1, 1, 0, 0]),
+        sure_before=torch.ones(4),
+        sure_after=torch.ones(4),
+        found=torch.tensor([True, True, True, True]),
+        success=torch.tensor([True, True, False, True]),
+        queries=torch.tensor([10, 20, 30, 40]),
+    )
+    row = measures(attacked)
+    assert row["accuracy"] == 75
+    assert row["robust_accuracy"] == 25
+    assert row["success"] == pytest.approx(200 / 3)
+    assert row["success_found"] == 100
+    assert row["queries"] == 25
+    assert row["queries_per_success"] == 30
+    assert row["linf"] == pytest.approx((0.2 + 0.4) / 2)
+    assert row["l2"] == pytest.approx((0.2 + 0.4 * 2**0.5) / 2)
+    assert row["pixels"] == 1.5
+    assert row["budget_measured"] == pytest.approx(0.4)
