@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell
 from miscue.marks import Pixels
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, deepconfuse
-from miscue.run import craft, evaluate, fingerprint, lines
+from miscue.run import commit, craft, evaluate, fingerprint, lines
 from miscue.train import Recipe
 from miscue.victims import Victim, victim
 
@@ -229,3 +230,25 @@ def test_the_share_near_the_pixel_grows_where_only_the_pixel_tells(data: Data) -
     assert poisoned["near_pixel"] > clean["near_pixel"] + 10
     assert np.asarray(poisoned["maps"]).shape == (3, 12, 12)
     assert 0 <= np.asarray(poisoned["maps"]).min() <= np.asarray(poisoned["maps"]).max() <= 99
+
+
+def test_a_commit_is_marked_where_the_sources_differ_from_it(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, "-C", tmp_path, *words], check=True, capture_output=True)
+
+    here = tmp_path / "src" / "miscue"
+    here.mkdir(parents=True)
+    (here / "run.py").write_text("1")
+    assert commit(here) is None
+    git("init")
+    assert commit(here) is None
+    git("add", ".")
+    git("commit", "-m", "one")
+    clean = commit(here)
+    assert clean is not None
+    assert len(clean) == 12
+    (tmp_path / "notes.txt").write_text("not a source")
+    assert commit(here) == clean
+    (here / "new.py").write_text("2")
+    assert commit(here) == f"{clean}+"

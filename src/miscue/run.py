@@ -238,16 +238,15 @@ def device_name(device: str) -> str:
     return f"{device} {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def commit() -> str | None:
-    """The checkout's commit, with "+" where the tree differs from it; None where miscue is not run from a checkout."""
-    here = Path(__file__).parent
+def commit(here: Path = Path(__file__).parent) -> str | None:
+    """The checkout's commit, with "+" where the sources differ from it; None where `here` is not in a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", "src") else "")
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
