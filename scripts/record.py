@@ -53,7 +53,7 @@ CURVES = {
     "held_out_hit_rate": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
     "held_out_accuracy": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
     "best_fitness": "the best of all candidates so far, after {minutes:.1f} minutes of the search",
-    "final_fitness": "the released pixels under three fresh seeds, after {minutes:.1f} minutes",
+    "final_fitness": "the best finalist under the fresh seeds so far, after {minutes:.1f} minutes",
 }
 IN_ERRORS = ("single-pixel", "optimizers")  # tables whose seed states errors, not accuracies
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 
 from miscue.assault import Attacked, measures
+from miscue.cli.attack import HIDDEN
+from miscue.cli.options import method_options
 from miscue.evasions import EVASIONS
 from miscue.models.store import load_model
 
@@ -52,6 +55,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_attack_has_a_command() -> None:
     assert set(QUICK) == set(EVASIONS)
+
+
+@pytest.mark.parametrize("name", EVASIONS)
+def test_help_says_what_every_option_is(name: str) -> None:
+    for option in method_options(EVASIONS[name], hidden=HIDDEN):
+        words = option.annotation.__metadata__[0].help
+        assert not words.startswith("Default"), option.name
+        assert f"Default {inspect.signature(EVASIONS[name]).parameters[option.name].default}" in words
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import json
@@ -51,7 +52,7 @@ def common(
     model: Annotated[Path, typer.Argument(help="A model saved by miscue train.", show_default=False)],
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the attacked images and the page.", show_default=False)],
-    images: Annotated[int, typer.Option(help="How many images, evenly spread over the set.", min=1)] = 200,
+    images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=1)] = 200,
     split: Annotated[str, typer.Option(help="Whose images: test or train.")] = "test",
     target: Annotated[
         str | None, typer.Option(help="What each class is to be taken for: y+1, or one class for each.")
@@ -135,6 +136,7 @@ def attack_data(
         "method": name,
         "options": options,
         "model": str(model),
+        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "plan": facts["plan"],
         "data": data,
         "split": split,
@@ -149,7 +151,7 @@ def attack_data(
     net = placed(net, where)
     eps = options.get("eps") if options.get("norm", "linf") == "linf" else None
     attack, part = bound(method, given, seed), len(some) if name in FOR_ALL_IMAGES else PART
-    console.follow(ticks(net, some, attack, out, targets=targets, eps=eps, part=part), f"attacking: {name}", part_words)
+    console.follow(ticks(net, some, attack, out, targets=targets, eps=eps, part=part), f"attacking: {name}", str)
     attacked, curve = gathered(out)
     row = measures(attacked)
     save(out, attacked, curve, settings, row)
@@ -176,7 +178,7 @@ def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{out} holds a finished attack; choose another place or add --overwrite")
     if about.exists():
         found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
-        same = ("kind", "method", "options", "plan", "data_sha256", "targets", "seed")
+        same = ("kind", "method", "options", "model_sha256", "data_sha256", "targets", "seed")
         refuse_other({key: settings[key] for key in same}, {key: found.get(key) for key in same}, out)
         return found
     write_json(about, settings)
@@ -249,11 +251,6 @@ def words(row: dict[str, float], count: int) -> str:
         f"{row['accuracy']:.1f} % of {count} images right before, {row['robust_accuracy']:.1f} % after; "
         f"success {row['success']:.1f} %{rounding}"
     )
-
-
-def part_words(fact: dict[str, Any]) -> str:
-    """Parts are not worth a line."""
-    return str(fact)
 
 
 for _name, _method in EVASIONS.items():

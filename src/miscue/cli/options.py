@@ -67,7 +67,7 @@ def command_line() -> list[str]:
 
 def arguments_help(function: Callable[..., Any]) -> dict[str, str]:
     """Parameter name -> its text in the docstring's Args section."""
-    section = re.search(r"Args:\n(.*?)\n\n", inspect.getdoc(function) or "", re.DOTALL)
+    section = re.search(r"Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
     found: dict[str, str] = {}
     name = ""
     for line in (section[1] if section else "").splitlines():

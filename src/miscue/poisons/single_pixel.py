@@ -13,7 +13,7 @@ own pixel most of all, and on which class has none. So the search starts from th
 places outside that an untrained network sees well, white but for one class, whose images are told by having no pixel,
 and of their children, who have each class's best pixels under the best of the unmarked classes; and each class with a
 pixel has a CMA-ES of its own, told its part (`joint` has one for all, told the whole). A candidate's network sees all
-images once: after a third of that its seed says as much of the gap as its pixels. All candidates of a generation train
+images once, as shorter trainings say much of their seed and little of the pixels. All candidates of a generation train
 the same weights on the same batches, which change with each generation, so that values compare within a generation
 only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds before one
 is released. D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units of its
