@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from conftest import look_at, miscue, within
 from miscue.assault import Attacked, measures
 from miscue.cli.attack import HIDDEN
 from miscue.cli.options import method_options
@@ -35,15 +37,6 @@ QUICK = {
     "physical": ["--steps", "3", "--samples", "1"],
     "scene": ["--starts", "2", "--steps", "2"],
 }
-
-
-def miscue(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "miscue", *map(str, words)], capture_output=True, text=True, timeout=300
-    )
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def test_help_says_what_every_option_is(name: str) -> None:
 def test_battery(name: str, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["attack", name, model, "digits", out, "--images", "12", "--threads", "1", "--json", *QUICK[name]]
-    row = json.loads(miscue(*words).stdout)
+    row = json.loads(within(*words).stdout)
     assert row["method"] == name
     assert 0 <= row["success"] <= 100
     with np.load(out / "adversarials.npz") as saved:
@@ -92,17 +85,32 @@ def test_battery(name: str, model: Path, tmp_path: Path) -> None:
     assert {"accuracy", "robust_accuracy", "success", "queries"} <= measured
     if name == "fgsm":
         (out / "report.html").unlink()
-        miscue("report", out)
+        within("report", out)
         assert (out / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_browser_shows_the_page(model: Path, tmp_path: Path, browser: Any, width: int, scheme: str) -> None:
+    within("attack", "pgd", model, "digits", tmp_path / "out", "--images", "30", "--threads", "1", *QUICK["pgd"])
+    look_at(browser, tmp_path / "out" / "report.html", width=width, scheme=scheme)
 
 
 def test_targets_and_another_split(model: Path, tmp_path: Path) -> None:
     words = ["attack", "pgd", model, "digits", tmp_path / "out", "--images", "10", "--split", "train", "--threads", "1"]
-    row = json.loads(miscue(*words, "--eps", "0.3", "--target", "y+1", "--json").stdout)
+    row = json.loads(within(*words, "--eps", "0.3", "--target", "y+1", "--json").stdout)
     with np.load(tmp_path / "out" / "adversarials.npz") as found:
         assert np.array_equal(found["targets"], (found["labels"] + 1) % 10)
         assert np.array_equal(found["success"], found["after"] == found["targets"])
     assert row["success"] > 15
+
+
+def test_images_of_the_target_class_are_left_out(model: Path, tmp_path: Path) -> None:
+    words = ["attack", "fgsm", model, "digits", tmp_path / "out", "--images", "50", "--threads", "1"]
+    done = within(*words, "--target", ",".join(["3"] * 10), "--json")
+    with np.load(tmp_path / "out" / "adversarials.npz") as found:
+        assert 3 not in found["labels"].tolist()
+        assert json.loads(done.stdout)["n"] == len(found["labels"]) < 50
+    assert "left out" in done.stderr
 
 
 def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) -> None:
@@ -129,6 +137,60 @@ def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) 
     assert "holds a finished attack" in again.stderr
 
 
+USERS = """
+import torch
+from torch import nn
+from sklearn.linear_model import LogisticRegression
+from miscue.data import floats
+from miscue.readers import read
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        torch.manual_seed(0)
+        nn.init.normal_(self.net[1].weight)
+        self.pretrained_cfg = {"mean": (0.5,), "std": (0.25,)}
+
+    def forward(self, x):
+        return self.net(x)
+
+def forest():
+    train = read("digits").train
+    return LogisticRegression(max_iter=200, tol=1e-3).fit(floats(train.images).flatten(1).numpy(), train.labels.numpy())
+
+three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+network = Wide
+broken = lambda: 1 / 0
+"""
+
+
+def test_a_model_of_the_users_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(USERS)
+    more = ["--images", "12", "--threads", "1", "--json"]
+    row = json.loads(within("attack", "pgd", f"{file}:network", "digits", tmp_path / "net", *more).stdout)
+    assert row["n"] == 12
+    queries = ["--population", "30", "--generations", "4"]
+    words = ["attack", "one-pixel", f"{file}:forest", "digits", tmp_path / "forest", *more, *queries]
+    row = json.loads(within(*words).stdout)
+    assert row["accuracy"] > 70
+    settings = json.loads((tmp_path / "forest" / "run.json").read_text())
+    assert settings["network"] == "forest"
+    for text, expected in (
+        (f"{file}:absent", "has nothing called absent"),
+        (f"{file}:three", "scores (1, 3) for an image"),
+        (f"{file}:broken", "ZeroDivisionError"),
+        (f"{tmp_path}/no.py:network", "no such file"),
+    ):
+        done = within("attack", "pgd", text, "digits", tmp_path / "out", check=False)
+        assert done.exit_code == 2
+        assert expected in done.stderr
+    done = within("attack", "pgd", f"{file}:forest", "digits", tmp_path / "out", *more, check=False)
+    assert done.exit_code == 2
+    assert "has no gradient" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -142,8 +204,8 @@ def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) 
 )
 def test_bad_input_is_one_line(words: list[str], expected: str, model: Path, tmp_path: Path) -> None:
     words = [str(model) if word == "MODEL" else word for word in words]
-    done = miscue("attack", *words[:3], tmp_path / "out", *words[3:], check=False)
-    assert done.returncode == 2
+    done = within("attack", *words[:3], tmp_path / "out", *words[3:], check=False)
+    assert done.exit_code == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -164,12 +226,14 @@ def test_measures_count_what_they_say() -> None:
         found=torch.tensor([True, True, True, True]),
         success=torch.tensor([True, True, False, True]),
         queries=torch.tensor([10, 20, 30, 40]),
+        flat=torch.tensor([False, False, True, False]),
     )
     row = measures(attacked)
     assert row["accuracy"] == 75
     assert row["robust_accuracy"] == 25
     assert row["success"] == pytest.approx(200 / 3)
     assert row["success_found"] == 100
+    assert row["flat"] == 25
     assert row["queries"] == 25
     assert row["queries_per_success"] == 30
     assert row["linf"] == pytest.approx((0.2 + 0.4) / 2)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import striped
+from conftest import miscue, striped, within
 from miscue.cli import console
 from miscue.data import Data
 from miscue.readers import read
@@ -25,14 +25,6 @@ from miscue.train import settled
 
 ROOT = Path(__file__).parent.parent
 CRAFT = ["--trials", "2", "--steps", "4", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
-
-
-def miscue(*words: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "miscue", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
 
 
 def save_npz(path: Path, train: Data, test: Data) -> None:
@@ -312,3 +304,12 @@ def test_time_left_goes_by_the_pace_since_the_first_tick(
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     console.plain(iter([Tick(done=48, total=100), Tick(done=62, total=100)]), "searching", str)
     assert capsys.readouterr().err.splitlines() == ["searching: 62 %, about 3 min left"]
+
+
+@pytest.mark.parametrize(
+    "words", ["evaluate", "train", "train-detector", "attack pgd", "attack dpatch", "poison random-pixel"]
+)
+def test_every_command_names_its_shared_options_alike(words: str) -> None:
+    shown = within(*words.split(), "--help").stdout
+    for option in ("--device ", "--seed ", "--json ", "--overwrite ", "--debug "):
+        assert option in shown

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from miscue.data import Data
+from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.explainers import gradcam
+from miscue.explainers import EXPLAINERS, gradcam, gradient, occlusion
+from miscue.explainers.occlusion import FILLS
 from miscue.measures.attention import class_maps, share_near
+from miscue.measures.attribution import (
+    deletion,
+    insertion,
+    pointed,
+    rank_correlation,
+    sanity,
+    share_inside,
+)
 from miscue.models.store import Plan, build
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -74,3 +83,175 @@ def test_share_near_counts_a_disc() -> None:
     point[0, 2, 2] = 4
     assert share_near(point, torch.tensor([[3, 3]])) == 100
     assert share_near(point, torch.tensor([[9, 9]])) == 0
+
+
+def network(name: str = "conv5", channels: int = 3, size: tuple[int, int] = (32, 28)) -> nn.Module:
+    """A fresh network in float64, so that other orders of adding up do not count."""
+    return build(Plan(name=name, shape=(channels, *size), options={"classes": 5}), Dice(0)).eval().double()
+
+
+def some_images(n: int = 3, channels: int = 3, size: tuple[int, int] = (32, 28)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, channels, *size, generator=generator).double(), torch.arange(n) % 5
+
+
+@pytest.mark.parametrize("name", ["cnn", "conv5", "cnn-padded"])
+def test_gradient_is_captums_saliency(name: str) -> None:
+    captum = pytest.importorskip("captum.attr")
+    model, (x, y) = network(name), some_images()
+    expected = captum.Saliency(model).attribute(x.clone().requires_grad_(), target=y).amax(1)
+    assert torch.allclose(gradient(model, x, y), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(5, 1), (5, 3), (4, 4), (7, 2), (28, 1)])
+def test_occlusion_is_captums(window: int, stride: int) -> None:
+    captum = pytest.importorskip("captum.attr")
+    model, (x, y) = network(), some_images()
+    theirs = captum.Occlusion(model).attribute(
+        x, (3, window, window), strides=(3, stride, stride), baselines=0.5, target=y, perturbations_per_eval=16
+    )
+    ours = occlusion(model, x, y, window=window, stride=stride)
+    assert ours.shape == (3, 32, 28)
+    assert torch.allclose(ours, theirs[:, 0], atol=1e-10)
+    alone = torch.cat([occlusion(model, x[i : i + 1], y[i : i + 1], window=window, stride=stride) for i in range(3)])
+    assert torch.allclose(alone, ours, atol=1e-10)
+
+
+def test_first_order_occlusion_is_exact_for_a_linear_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, 5)).double()
+    x, y = some_images(size=(12, 10))
+    for fill in FILLS:
+        for window, stride in ((3, 1), (4, 3)):
+            options = {"window": window, "stride": stride, "fill": fill}
+            exact, quick = (occlusion(model, x, y, **options, first_order=order) for order in (False, True))
+            assert torch.allclose(exact, quick, atol=1e-10)
+
+
+def test_fills_are_what_they_say() -> None:
+    x, _ = some_images()
+    assert (FILLS["grey"](x) == 0.5).all()
+    assert (FILLS["black"](x) == 0).all()
+    assert torch.allclose(FILLS["mean"](x)[1, 2], x[1, 2].mean().expand(32, 28))
+    assert FILLS["blur"](x).std() < 0.3 * x.std()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"window": 29}, "window of 29 pixels does not lie"), ({"window": 0}, "does not lie"),
+     ({"window": 3, "stride": 4}, "stride must lie"), ({"fill": "gray"}, "did you mean grey")],
+)  # fmt: skip
+def test_occlusion_refuses(options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        occlusion(network(), *some_images(), **options)
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_explanations_leave_the_model_and_the_images_alone(name: str) -> None:
+    model, (x, y) = network(), some_images()
+    model.train()
+    before, state = x.clone(), {key: value.clone() for key, value in model.state_dict().items()}
+    maps = EXPLAINERS[name](model, x, y)
+    assert maps.shape == (3, 32, 28)
+    assert not maps.requires_grad
+    assert torch.equal(x, before)
+    assert model.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+class Token(nn.Module):
+    """One block of a vision transformer: patches of 8 x 8, a class token, one attention, as timm names it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.norm1 = nn.LayerNorm(16)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x).flatten(2).transpose(1, 2)], dim=1)
+        seen = self.norm1(tokens)
+        return self.head((tokens + self.attn(seen, seen, seen, need_weights=False)[0])[:, 0])
+
+
+def test_gradcam_puts_tokens_back_into_rows() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = Token().double(), some_images(size=(32, 64))
+    kept = []
+    model.norm1.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    scores = model(x)
+    (slopes,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), kept[0])
+    weighed = (slopes[:, 1:].mean(1, keepdim=True) * kept[0][:, 1:]).sum(2).relu().view(3, 1, 4, 8)
+    expected = F.interpolate(weighed, (32, 64), mode="bilinear")[:, 0]
+    assert torch.allclose(gradcam(model, x, y), expected, atol=1e-10)
+    with pytest.raises(InputError, match="name another layer"):
+        gradcam(model, x, y, layer="head")
+
+
+def lit() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A model that looks at one corner of 4 x 4 pixels only, images, their classes, the corner."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(100, 2)).double()
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    corner = torch.zeros(10, 10, dtype=torch.bool)
+    corner[:4, :4] = True
+    model[1].weight.data[1] = corner.flatten().double()
+    model[1].bias.data[0] = 4.0
+    x = torch.rand(6, 1, 10, 10, generator=torch.Generator().manual_seed(0)).double() * 0.4 + 0.6
+    return model, x, torch.ones(6, dtype=torch.int64), corner.expand(6, 10, 10)
+
+
+def test_maps_are_judged() -> None:
+    model, x, y, masks = lit()
+    good, bad = masks.double(), (~masks).double()
+    base = torch.zeros_like(x)
+    assert (deletion(model, x, y, good, base=base) < deletion(model, x, y, bad, base=base) - 0.3).all()
+    assert (insertion(model, x, y, good, base=base) > insertion(model, x, y, bad, base=base) + 0.3).all()
+    assert pointed(good, masks).all()
+    assert not pointed(bad, masks).any()
+    assert pointed(bad, masks, tolerance=1).all()  # the first pixel beside the corner
+    assert share_inside(good, masks).tolist() == [100.0] * 6
+    assert share_inside(torch.ones_like(good), masks)[0] == pytest.approx(16)
+    assert share_inside(good - 2 * bad, masks)[0] == 100
+    assert share_inside(-good, masks).isnan().all()
+    found = occlusion(model, x, y, window=3)
+    assert pointed(found, masks).all()
+    assert share_inside(found, masks)[0] > 60
+
+
+def test_deletion_by_hand() -> None:
+    """Two pixels, the first of which decides."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).double()
+    model[1].weight.data = torch.tensor([[0.0, 0.0], [2.0, 0.0]]).double()
+    x, y = torch.ones(1, 1, 1, 2).double(), torch.tensor([1])
+    high, low = (float(torch.tensor([0.0, value]).double().softmax(0)[1]) for value in (2.0, 0.0))
+    maps = torch.tensor([[[2.0, 1.0]]])
+    assert float(deletion(model, x, y, maps, base=0 * x, steps=2)) == pytest.approx((high + low) / 4 + low / 2)
+    assert float(insertion(model, x, y, maps, base=0 * x, steps=2)) == pytest.approx((low + high) / 4 + high / 2)
+    with pytest.raises(InputError, match="steps"):
+        deletion(model, x, y, maps, base=x, steps=0)
+
+
+def test_ranks_are_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 6, (4, 5, 7), generator=generator).float() for _ in range(2))
+    expected = [stats.spearmanr(p.flatten(), q.flatten()).statistic for p, q in zip(a, b, strict=True)]
+    assert rank_correlation(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_randomised_layers_change_the_gradient_but_not_an_edge_detector(data: Data) -> None:
+    model = Victim(network="cnn", recipe=Recipe(lr=0.05, momentum=0.5, epochs=3, batch_size=32))(data, Dice(0))
+    x, y = floats(data.images[:24]), data.labels[:24]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = sanity(gradient, model, x, y, dice=Dice(1))
+    layers = [name for name, layer in model.named_modules() if hasattr(layer, "reset_parameters")]
+    assert list(found) == layers[::-1]
+    assert list(found.values())[-1] < 0.5
+    blind = sanity(lambda model, x, y: x.mean(1), model, x, y, dice=Dice(1))
+    assert list(blind.values()) == pytest.approx([1.0] * len(layers))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

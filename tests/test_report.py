@@ -6,8 +6,7 @@ import base64
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import look_at
 from miscue.errors import InputError
 from miscue.report import figures, page
 
@@ -431,23 +431,6 @@ def test_no_run_is_an_input_error(tmp_path: Path, text: str | None) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=[*FLAGS.split(), "--no-first-run"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages to look at: digits, and many long names under several victims."""
@@ -463,23 +446,4 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [("digits", 390, "light"), ("digits", 1280, "dark"), ("many", 390, "dark"), ("many", 1280, "light")],
 )
 def test_browser_shows_the_page(browser: Any, shown: dict[str, Path], name: str, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-    tab, trouble, requests = context.new_page(), [], []
-    tab.on("console", lambda message: trouble.append(message.text))
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("requestfailed", lambda request: trouble.append(request.url[:80]))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(shown[name].as_uri())
-    tab.evaluate("document.querySelector('details').open = true")
-    sizes = tab.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])")
-    wide = tab.evaluate("document.documentElement.scrollWidth")
-    picture = Image.open(io.BytesIO(tab.screenshot()))
-    context.close()
-    assert trouble == []
-    assert all(url.startswith(("file:", "data:")) for url in requests)
-    assert sizes
-    assert all(complete and natural > 0 and seen > 0 for complete, natural, seen in sizes)
-    assert wide <= width
-    colours = np.asarray(picture.convert("L")).astype(float)
-    assert colours.std() > 10
-    assert (np.median(colours) > 128) == (scheme == "light")
+    look_at(browser, shown[name], width=width, scheme=scheme)

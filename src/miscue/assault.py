@@ -32,7 +32,7 @@ class Attacked:
     before, after: int64 (n,), what the model takes the clean and the saved image for; sure_before, sure_after: float
         (n,), its probability for that class.
     found: bool (n,), whether the attack succeeded before rounding; success: bool (n,), whether it does as saved.
-    queries: int64 (n,).
+    queries: int64 (n,); flat: bool (n,), whether what the attack raises never changed.
     """
 
     clean: Tensor
@@ -46,6 +46,7 @@ class Attacked:
     found: Tensor
     success: Tensor
     queries: Tensor
+    flat: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,9 +93,10 @@ def assault(
         after=after,
         sure_before=sure_before,
         sure_after=sure_after,
-        found=found.success.cpu(),
+        found=(found.success | found.already).cpu(),
         success=after != data.labels if target is None else after == wanted,
         queries=found.queries.cpu(),
+        flat=found.flat.cpu(),
     )
     return attacked, found.loss.cpu()
 
@@ -113,6 +115,7 @@ def measures(attacked: Attacked) -> dict[str, float]:
     accuracy, robust_accuracy: right before and after. success: of the attack over the images that were right before;
     success_found: the same before rounding. queries: mean over the images; queries_per_success: all of them over the
     successes. linf, l2, pixels: the mean change over the successes, on the [0, 1] scale; budget_measured: the largest.
+    flat: share of the images for which what the attack raises never changed; a sign of masked gradients.
     """
     right = attacked.before == attacked.labels
     won = right & attacked.success
@@ -122,6 +125,7 @@ def measures(attacked: Attacked) -> dict[str, float]:
         "robust_accuracy": 100 * float((attacked.after == attacked.labels).double().mean()),
         "success": 100 * float(attacked.success[right].double().mean()) if bool(right.any()) else 0.0,
         "success_found": 100 * float(attacked.found[right].double().mean()) if bool(right.any()) else 0.0,
+        "flat": 100 * float(attacked.flat.double().mean()),
         "queries": float(attacked.queries.double().mean()),
         "budget_measured": linf(attacked.images, attacked.clean),
         "changed_pixels": float(changed_pixels(attacked.images, attacked.clean)),

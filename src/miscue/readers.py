@@ -14,21 +14,25 @@ from miscue import datasets
 from miscue.data import Data, Splits, hold_out
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
-from miscue.layouts import cifar, folder, idx, npz
+from miscue.layouts import boxes, cifar, folder, idx, npz
+from miscue.layouts.boxes import read_boxes
 from miscue.layouts.cifar import read_cifar
 from miscue.layouts.folder import read_folder, stream
 from miscue.layouts.idx import read_idx
 from miscue.layouts.npz import read_npz
 from miscue.layouts.pictures import resized
+from miscue.scenes import Scenes
 
 __all__ = [
     "READERS",
     "check",
     "read",
+    "read_boxes",
     "read_cifar",
     "read_folder",
     "read_idx",
     "read_npz",
+    "read_scenes",
     "recognise",
     "stream",
 ]
@@ -83,6 +87,20 @@ def read(
         splits = replace(splits, train=train, test=test)
     check(splits)
     return splits
+
+
+def read_scenes(name_or_path: str | Path) -> Scenes:
+    """Read photos with boxes: from the path of a folder with annotations.json, or one of that name below a data folder.
+
+    Raises:
+        InputError: no such folder, or it is not as expected.
+    """
+    path = Path(name_or_path).expanduser()
+    named = [folder / path for folder in datasets.roots() if not path.is_absolute()]
+    found = next((place for place in (path, *named) if boxes.fits(place)), None)
+    if found is None:
+        raise InputError(f"{path} holds no photos with boxes: need a folder with {boxes.ANNOTATIONS}")
+    return read_boxes(found)
 
 
 def recognise(path: Path) -> str:

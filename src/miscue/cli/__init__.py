@@ -11,6 +11,7 @@ import typer
 from miscue.cli import attack, data, demo, poison
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
+from miscue.cli.scenes import train_detector
 from miscue.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate)
 app.command("train")(train)
+app.command("train-detector")(train_detector)
 app.command("report")(report)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,28 +16,31 @@ import typer
 from torch import Tensor, nn
 
 from miscue.assault import Attacked, Bound, arrays, assault, joined, measures
-from miscue.cli import console
+from miscue.cli import console, scenes
 from miscue.cli.options import (
     DATA,
     DEBUG,
+    DEVICE,
     JSON,
+    MODEL,
     OVERWRITE,
     RESIZE,
     SEED,
     THREADS,
     command_line,
     device,
-    method_options,
+    method_command,
 )
-from miscue.data import Data
+from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.evasions import EVASIONS, FOR_ALL_IMAGES, Adversarial
-from miscue.files import atomic, write_json
+from miscue.files import atomic, write_arrays, write_json
 from miscue.labels import label_map
 from miscue.layouts.pictures import png
+from miscue.models.modes import frozen
 from miscue.models.networks import placed
-from miscue.models.store import load_model
+from miscue.models.sources import Source, sourced
 from miscue.readers import read
 from miscue.report import attack_page
 from miscue.run import Tick, fingerprint, provenance, refuse_other, rewrite
@@ -49,7 +51,7 @@ PART = 32  # images between two checkpoints
 
 
 def common(
-    model: Annotated[Path, typer.Argument(help="A model saved by miscue train.", show_default=False)],
+    model: MODEL,
     data: DATA,
     out: Annotated[Path, typer.Argument(help="Folder for the attacked images and the page.", show_default=False)],
     images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=1)] = 200,
@@ -59,30 +61,13 @@ def common(
     ] = None,
     resize: RESIZE = None,
     seed: SEED = 0,
-    device_: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")] = "auto",
+    device_: DEVICE = "auto",
     threads: THREADS = 2,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
     debug: DEBUG = False,
 ) -> None:
     """What every attack takes beside its method's own options."""
-
-
-def command(name: str, method: Callable[..., Adversarial]) -> Callable[..., None]:
-    """The command of one method: the shared options and those of its signature."""
-    shared = inspect.signature(common, eval_str=True)
-    own = method_options(method, hidden=HIDDEN)
-
-    def run(**given: Any) -> None:
-        options = {parameter.name: given.pop(parameter.name) for parameter in own}
-        with console.guarded(debug=given.pop("debug")):
-            attack_data(name, method, {k: v for k, v in options.items() if v is not None}, **given)
-
-    parameters = [*shared.parameters.values(), *own]
-    run.__name__, run.__doc__ = method.__name__, (inspect.getdoc(method) or "").split("\n\n")[0]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 def bound(method: Callable[..., Adversarial], options: dict[str, Any], seed: int) -> Bound:
@@ -103,7 +88,7 @@ def attack_data(
     method: Callable[..., Adversarial],
     given: dict[str, Any],
     *,
-    model: Path,
+    model: str,
     data: str,
     out: Path,
     images: int,
@@ -118,26 +103,31 @@ def attack_data(
 ) -> None:
     """Attack part by part into OUT, going on where a killed run stopped."""
     where = device(device_, threads)
-    net, facts = load_model(model)
+    source = sourced(model)
     splits = read(data, resize=resize)
     chosen = lookup({"test": splits.test, "train": splits.train}, split, "split")
     if chosen is None:
         raise InputError(f"{data} has no test set; --split train attacks its training images")
     some = chosen.spread(images)
-    fits(facts, some, model, data)
+    fits(source, some, model, data)
     takes = inspect.signature(method).parameters
     targets = None if target is None else label_map(target, len(some.classes))
     if targets is not None and "target" not in takes:
         raise InputError(f"{name} has no targets")
+    if targets is not None:
+        others = (torch.tensor(targets)[some.labels] != some.labels).nonzero()[:, 0]
+        if len(others) < len(some):
+            console.say(f"{len(some) - len(others)} images are of the class asked for and left out")
+        some = some.take(others)
     options = {p.name: p.default for p in takes.values() if p.kind is p.KEYWORD_ONLY and p.name not in HIDDEN} | given
     settings: dict[str, Any] = {
         "kind": "attack",
-        "title": f"{name} against {model.name} on {data}",
+        "title": f"{name} against {Path(model).name} on {data}",
         "method": name,
         "options": options,
-        "model": str(model),
-        "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-        "plan": facts["plan"],
+        "model": model,
+        "model_sha256": source.sha256,
+        "network": source.name,
         "data": data,
         "split": split,
         "data_sha256": fingerprint(some),
@@ -148,7 +138,7 @@ def attack_data(
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     settings = begin(out, settings | provenance(command_line(), where))
-    net = placed(net, where)
+    net = placed(source.model, where)
     eps = options.get("eps") if options.get("norm", "linf") == "linf" else None
     attack, part = bound(method, given, seed), len(some) if name in FOR_ALL_IMAGES else PART
     console.follow(ticks(net, some, attack, out, targets=targets, eps=eps, part=part), f"attacking: {name}", str)
@@ -161,14 +151,20 @@ def attack_data(
         console.emit({"out": str(out), "method": name, "n": len(attacked), **row})
 
 
-def fits(facts: dict[str, Any], data: Data, model: Path, name: str) -> None:
+def fits(source: Source, data: Data, model: str, name: str) -> None:
     """Raise an InputError where the model is for other images or classes."""
-    plan = facts["plan"]
-    if tuple(plan["shape"]) != data.shape or plan["options"].get("classes") != len(data.classes):
+    if source.shape not in (None, data.shape) or source.classes not in (None, len(data.classes)):
         raise InputError(
-            f"{model} is for {plan['options'].get('classes')} classes of images {tuple(plan['shape'])}, "
+            f"{model} is for {source.classes} classes of images {source.shape}, "
             f"{name} has {len(data.classes)} of {data.shape}"
         )
+    if source.classes is None:
+        with torch.no_grad(), frozen(source.model):
+            scores = source.model(floats(data.images[:1]))
+        if scores.shape != (1, len(data.classes)):
+            raise InputError(
+                f"{model} gives scores {tuple(scores.shape)} for an image, {name} has {len(data.classes)} classes"
+            )
 
 
 def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -198,14 +194,6 @@ def ticks(
         yield Tick(done=start + len(some), total=len(data))
 
 
-def write_arrays(path: Path, found: dict[str, Any]) -> None:
-    """An npz file, atomically."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **found)
-    with atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
 def gathered(out: Path) -> tuple[Attacked, Tensor]:
     """All parts, and the mean of their curves, shorter ones prolonged by their last value."""
     parts, curves, sizes = [], [], []
@@ -233,7 +221,7 @@ def save(out: Path, attacked: Attacked, curve: Tensor, settings: dict[str, Any],
     facts = {"scale": "laptop", "data": settings["data"], "device": settings["device"], "commit": settings["commit"]}
     facts |= {"command": settings["command"], "note": None}
     line = {"data": settings["data"], "method": settings["method"], **settings["options"]}
-    line |= {"network": settings["plan"]["name"], "targets": settings["targets"]}
+    line |= {"network": settings["network"], "targets": settings["targets"]}
     rows = [
         {"table": "attack", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
         | {"n": len(attacked), "seconds": None, **facts}
@@ -246,12 +234,14 @@ def save(out: Path, attacked: Attacked, curve: Tensor, settings: dict[str, Any],
 def words(row: dict[str, float], count: int) -> str:
     """The outcome in a sentence."""
     lost = row["success_found"] - row["success"]
+    masked = f"; for {row['flat']:.1f} % nothing ever changed: masked gradients?" if row["flat"] else ""
     rounding = f" ({lost:.1f} points fewer than before rounding to 8 bits)" if lost > 0.05 else ""
     return (
         f"{row['accuracy']:.1f} % of {count} images right before, {row['robust_accuracy']:.1f} % after; "
-        f"success {row['success']:.1f} %{rounding}"
+        f"success {row['success']:.1f} %{rounding}{masked}"
     )
 
 
 for _name, _method in EVASIONS.items():
-    app.command(_name)(command(_name, _method))
+    app.command(_name)(method_command(common, _method, partial(attack_data, _name, _method), hidden=HIDDEN))
+app.command("dpatch")(scenes.dpatch)

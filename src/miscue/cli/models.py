@@ -30,7 +30,7 @@ from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
-from miscue.report import attack_page, page
+from miscue.report import attack_page, page, scenes_page
 from miscue.run import Tick, provenance
 from miscue.victims import network
 
@@ -106,5 +106,6 @@ def report(
     with console.guarded(debug=debug):
         if not (run / "run.json").is_file():
             raise InputError(f"{run} is not the folder of a run: no run.json in it")
-        writer = attack_page if (run / "adversarials.npz").is_file() else page
+        kinds = {"adversarials.npz": attack_page, "patch.npz": scenes_page}
+        writer = next((kinds[name] for name in kinds if (run / name).is_file()), page)
         console.say(f"{writer.write(run)}: the page")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from miscue.cli import console
 from miscue.errors import InputError
 from miscue.train import PRECISIONS
 
@@ -27,8 +28,15 @@ def fraction(text: str | float) -> float:
 
 
 DATA = Annotated[str, typer.Argument(help="A named set (digits, mnist, ...) or the path of one.", show_default=False)]
+MODEL = Annotated[
+    str,
+    typer.Argument(
+        help="A model saved by miscue train, or FILE.py:NAME for a function of yours that makes one of any library.",
+        show_default=False,
+    ),
+]
 SEED = Annotated[int, typer.Option(help="Seed of all random choices.", min=0)]
-DEVICE = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: CUDA where present.")]
+DEVICE = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -100,6 +108,27 @@ def method_options(function: Callable[..., Any], *, hidden: tuple[str, ...] = ()
         annotation = Annotated[kind | None, option]
         options.append(parameter.replace(default=None, annotation=annotation))
     return options
+
+
+def method_command(
+    common: Callable[..., None], method: Callable[..., Any], do: Callable[..., None], *, hidden: tuple[str, ...]
+) -> Callable[..., None]:
+    """The command of one method: the shared options, those of `common`, and those of its signature but the hidden.
+
+    `do` is called with what was given of the method's own, and by keyword with all shared ones but --debug.
+    """
+    own = method_options(method, hidden=hidden)
+
+    def run(**given: Any) -> None:
+        options = {parameter.name: given.pop(parameter.name) for parameter in own}
+        with console.guarded(debug=given.pop("debug")):
+            do({key: value for key, value in options.items() if value is not None}, **given)
+
+    parameters = [*inspect.signature(common, eval_str=True).parameters.values(), *own]
+    run.__name__, run.__doc__ = method.__name__, (inspect.getdoc(method) or "").split("\n\n")[0]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def folder_beside(out: Path) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from miscue.cli.options import (
     device,
     folder_beside,
     fraction,
-    method_options,
+    method_command,
 )
 from miscue.data import Data, Splits, mix
 from miscue.dice import Dice
@@ -67,32 +67,13 @@ def common(
     layout: LAYOUT = None,
     resize: RESIZE = None,
     seed: SEED = 0,
-    device_: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")] = "auto",
+    device_: DEVICE = "auto",
     threads: THREADS = 2,
     overwrite: OVERWRITE = False,
     json_: JSON = False,
     debug: DEBUG = False,
 ) -> None:
     """What every crafting command takes beside its method's own options."""
-
-
-def command(name: str, poison: Poison[...]) -> Callable[..., None]:
-    """The command of one method: the shared options and those of its signature."""
-    shared = inspect.signature(common, eval_str=True)
-    own = method_options(poison, hidden=("resume",))
-
-    @functools.wraps(common)
-    def run(**given: Any) -> None:
-        options = {parameter.name: given.pop(parameter.name) for parameter in own}
-        with console.guarded(debug=given.pop("debug")):
-            poison_data(name, poison, {k: v for k, v in options.items() if v is not None}, **given)
-
-    parameters = [*shared.parameters.values(), *own]
-    run.__doc__ = (inspect.getdoc(poison) or "").split("\n\n")[0]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del run.__wrapped__
-    return run
 
 
 def attacker_of(
@@ -317,4 +298,4 @@ def stream_through(
 
 
 for _name, _poison in POISONS.items():
-    app.command(_name)(command(_name, _poison))
+    app.command(_name)(method_command(common, _poison, partial(poison_data, _name, _poison), hidden=("resume",)))

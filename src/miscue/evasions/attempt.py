@@ -6,6 +6,7 @@ and success is scored here on what was found, not claimed by the attack.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,10 @@ class Adversarial:
     """Attacked images and how they came about.
 
     x: float (n, c, h, w) in [0, 1].
-    success: bool (n,), whether the goal is reached, scored anew on `x`.
+    success: bool (n,), whether the goal is reached, scored anew on `x`, where it was not without the attack.
+    already: bool (n,), whether it was reached before: an image that was misclassified is no success.
+    flat: bool (n,), whether what the attack raises never changed and nothing came of it. Where that is so for a
+        network's gradients, they are masked.
     queries: int64 (n,), images that the model was shown on behalf of each.
     steps: of the attack, the most that any image took.
     loss: float (steps,), the mean over the images of what the attack raised, by step.
@@ -34,6 +38,8 @@ class Adversarial:
 
     x: Tensor
     success: Tensor
+    already: Tensor
+    flat: Tensor
     queries: Tensor
     steps: int
     loss: Tensor
@@ -45,11 +51,13 @@ class Found:
     """What an attack says of a part of the images.
 
     x: float (n, c, h, w); queries: int64 (n,); loss: float (steps, n), what it raised, before each step.
+    clean: float (n, classes), the scores of the images as they were, where the attack came across them.
     """
 
     x: Tensor
     queries: Tensor
     loss: Tensor
+    clean: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +105,47 @@ def attempted(
     Raises:
         InputError: images outside [0, 1], classes that the scores do not have, or of another number.
     """
+    parts: list[Found] = []
+    outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
     with frozen(model):
         check(model, x, y, target)
         goal = Goal(y=y, target=target)
         size = chunk or fitting(model, x)
-        parts: list[Found] = []
-        success = []
         for index, found in in_parts(attack, model, x, goal, dice, size):
             with torch.no_grad():
-                success.append(goal.of(index).reached(model(found.x)))
+                clean = model(x[index]) if found.clean is None else found.clean
+                outcomes.append((*outcome(goal.of(index), clean, model(found.x)), idle(found, x[index])))
             parts.append(found)
+    success, already, flat = (torch.cat(some) for some in zip(*outcomes, strict=True))
     steps = max((len(part.loss) for part in parts), default=0)
     return Adversarial(
         x=torch.cat([part.x for part in parts]),
-        success=torch.cat(success),
+        success=success,
+        already=already,
+        flat=flat & ~success & ~already,
         queries=torch.cat([part.queries for part in parts]),
         steps=steps,
         loss=torch.cat([lasting(part.loss, steps) for part in parts], dim=1).mean(1),
     )
+
+
+def outcome(goal: Goal, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """(success, already), bool (n,) each, from the scores (n, classes) of images before and after an attack.
+
+    Raises:
+        InputError: scores that are no numbers.
+    """
+    if not bool(before.isfinite().all() & after.isfinite().all()):
+        raise InputError("the model's scores are not finite for some images, so that nothing can be said of them")
+    already = goal.reached(before)
+    return goal.reached(after) & ~already, already
+
+
+def idle(found: Found, x: Tensor) -> Tensor:
+    """bool (n,), whether what an attack raised never changed; after a single step, whether the images x did not."""
+    if len(found.loss) > 1:
+        return (found.loss == found.loss[0]).all(0)
+    return (found.x == x).flatten(1).all(1)
 
 
 def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> None:
@@ -125,7 +156,11 @@ def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> None:
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1], got {low:g} to {high:g}; normalise inside the model")
     with torch.no_grad():
-        classes = model(x[:1]).shape[1]
+        scores = model(x[:1])
+    classes = scores.shape[1]
+    if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
+        text = "the model gives probabilities; attacks by gradients are weak on those, take its scores before softmax"
+        warnings.warn(text, stacklevel=4)
     for name, labels in (("y", y), ("target", target)):
         if labels is None:
             continue
@@ -133,6 +168,8 @@ def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> None:
             raise InputError(f"{name} must be int64 ({len(x)},), got {labels.dtype} {tuple(labels.shape)}")
         if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise InputError(f"{name} ranges over {int(labels.min())}..{int(labels.max())}, the scores over {classes}")
+    if target is not None and bool((target == y).any()):
+        raise InputError(f"the targets of {int((target == y).sum())} images are their own classes")
 
 
 def scored(model: Model, x: Tensor, *, chunk: int = 256) -> Tensor:
@@ -188,5 +225,7 @@ def slope(rises: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = rises(x)
+        if not value.requires_grad:
+            raise InputError("the model has no gradient; attacks by queries (one-pixel, stickers) do without")
         (found,) = torch.autograd.grad(value.sum(), x)
     return found, value.detach()

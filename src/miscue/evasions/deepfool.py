@@ -65,7 +65,7 @@ def to_boundary(
     z, total = x.clone(), torch.zeros_like(x)
     queries = torch.zeros_like(goal.y)
     curve = []
-    others: Tensor | None = None
+    others = clean = None
     nearness = torch.zeros_like(x[:, 0, 0, 0])
     going = torch.arange(len(x), device=x.device)
     for _ in range(steps):
@@ -77,7 +77,8 @@ def to_boundary(
             queries[going] += 1
             left = ~goal.of(going).reached(scores.detach())
             if others is None:
-                others = rivals(scores.detach(), goal, candidates)
+                clean = scores.detach()
+                others = rivals(clean, goal, candidates)
             if not bool(left.any()):
                 break
             margins = scores.gather(1, others[going]) - scores.gather(1, goal.y[going, None])  # d_k
@@ -85,7 +86,7 @@ def to_boundary(
         going, r = going[left], shortest(margins.detach()[left].t(), slopes[:, left], norm)
         total[going] += r
         z[going] = (x[going] + (1 + overshoot) * total[going]).clamp(0, 1)
-    return Found(x=z, queries=queries, loss=torch.stack(curve))
+    return Found(x=z, queries=queries, loss=torch.stack(curve), clean=clean)
 
 
 def gradient(values: Tensor, x: Tensor) -> Tensor:

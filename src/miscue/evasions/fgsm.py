@@ -30,7 +30,15 @@ def fgsm(
     """
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
-        direction, nearness = slope(lambda x: goal.nearness(model(x)), x)
-        return Found(x=(x + eps * direction.sign()).clamp_(0, 1), queries=torch.ones_like(goal.y), loss=nearness[None])
+        clean: list[Tensor] = []
+
+        def rises(x: Tensor) -> Tensor:
+            scores = model(x)
+            clean.append(scores.detach())
+            return goal.nearness(scores)
+
+        direction, nearness = slope(rises, x)
+        moved = (x + eps * direction.sign()).clamp_(0, 1)
+        return Found(x=moved, queries=torch.ones_like(goal.y), loss=nearness[None], clean=clean[0])
 
     return attempted(attack, model, x, y, target=target, dice=Dice(), chunk=chunk)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
-from miscue.evasions.attempt import Adversarial, Goal, check, scored
+from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored
 from miscue.losses import unlikelihood
 from miscue.models.modes import Model, frozen
 
@@ -83,9 +83,16 @@ def patch(
         generator = named.named("scored").generator()
         with torch.no_grad():
             attacked = pasted(p, x, form=form, turn=turn, shrink=shrink, generator=generator)
-        success = goal.reached(scored(model, attacked))
+        success, already = outcome(goal, scored(model, x), scored(model, attacked))
     return Adversarial(
-        x=attacked, success=success, queries=queries, steps=steps, loss=torch.stack(curve), shared=p.detach()
+        x=attacked,
+        success=success,
+        already=already,
+        flat=torch.zeros_like(success),
+        queries=queries,
+        steps=steps,
+        loss=torch.stack(curve),
+        shared=p.detach(),
     )
 
 

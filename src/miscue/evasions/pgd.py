@@ -66,13 +66,17 @@ def pgd(
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         best, reached, nearest, curve = x, torch.zeros_like(goal.y, dtype=torch.bool), None, []
+        clean: list[Tensor] = []
         every = torch.arange(len(x), device=x.device).repeat_interleave(draws)
         for restart in range(restarts):
             generator = dice.named("restart", restart).generator()
 
             def rises(z: Tensor, generator: torch.Generator = generator) -> Tensor:
                 if transform is None:
-                    return goal.nearness(model(z))
+                    scores = model(z)
+                    if not (random_start or clean):
+                        clean.append(scores.detach())
+                    return goal.nearness(scores)
                 many = transform(z[every], generator)
                 return goal.of(every).nearness(model(many)).unflatten(0, (len(x), draws)).mean(1)
 
@@ -93,7 +97,8 @@ def pgd(
             best, nearest = torch.where(better[:, None, None, None], z, best), torch.where(better, near, nearest)
             reached |= now
         shown = restarts * (steps * draws + (restarts > 1))
-        return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve))
+        start = clean[0] if clean else None
+        return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve), clean=start)
 
     return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
 

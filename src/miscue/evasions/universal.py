@@ -15,7 +15,7 @@ from torch import Tensor
 from miscue.balls import onto
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evasions.attempt import Adversarial, Goal, check, scored
+from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored
 from miscue.evasions.deepfool import to_boundary
 from miscue.models.modes import Model, frozen
 
@@ -57,7 +57,8 @@ def universal(
         check(model, x, y, None)
         v = best = torch.zeros_like(x[:1])
         queries, curve = torch.ones_like(y), []
-        before = scored(model, x).argmax(1)
+        clean = scored(model, x)
+        before = clean.argmax(1)
         for number in range(passes):
             for i in torch.randperm(len(x), generator=order.named(number).generator()).tolist():
                 moved, goal = (x[i : i + 1] + v).clamp(0, 1), Goal(y=before[i : i + 1])
@@ -71,7 +72,14 @@ def universal(
             if curve[-1] >= fooling:
                 break
         attacked = (x + best).clamp(0, 1)
-        success = Goal(y=y).reached(scored(model, attacked))
+        success, already = outcome(Goal(y=y), clean, scored(model, attacked))
     return Adversarial(
-        x=attacked, success=success, queries=queries, steps=len(curve), loss=torch.tensor(curve), shared=best[0]
+        x=attacked,
+        success=success,
+        already=already,
+        flat=torch.zeros_like(success),
+        queries=queries,
+        steps=len(curve),
+        loss=torch.tensor(curve),
+        shared=best[0],
     )

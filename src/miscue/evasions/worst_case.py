@@ -32,11 +32,12 @@ def worst_case(
     """
     if not attacks:
         raise InputError("worst_case needs at least one attack")
-    attacked, success, queries = x.clone(), torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y)
+    attacked, queries = x.clone(), torch.zeros_like(y)
+    success, already, flat = (torch.zeros_like(y, dtype=torch.bool) for _ in range(3))
     broken: dict[str, Tensor] = {}
     losses, steps = [], 0
     for name, attack in attacks.items():
-        left = (~success).nonzero()[:, 0]
+        left = (~success & ~already).nonzero()[:, 0]
         broken[name] = torch.zeros_like(success)
         if not len(left):
             continue
@@ -44,7 +45,10 @@ def worst_case(
         attacked[left] = found.x
         queries[left] += found.queries
         success[left] = broken[name][left] = found.success
+        already[left], flat[left] = found.already, found.flat
         losses.append(found.loss)
         steps += found.steps
-    whole = Adversarial(x=attacked, success=success, queries=queries, steps=steps, loss=torch.cat(losses))
+    whole = Adversarial(
+        x=attacked, success=success, already=already, flat=flat, queries=queries, steps=steps, loss=torch.cat(losses)
+    )
     return whole, broken

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from miscue.explainers.gradcam import gradcam
+from miscue.explainers.gradient import gradient
+from miscue.explainers.occlusion import occlusion
 
-EXPLAINERS: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam}
+EXPLAINERS: dict[str, Callable[..., Tensor]] = {"gradient": gradient, "gradcam": gradcam, "occlusion": occlusion}
 
-__all__ = ["EXPLAINERS", "gradcam"]
+__all__ = ["EXPLAINERS", "gradcam", "gradient", "occlusion"]

@@ -3,10 +3,14 @@
     alpha_k = mean over places of d score_y / d A^k          (1)
     map     = ReLU(sum_k alpha_k A^k)                        (2)
 
-enlarged to the image bilinearly. A^k are the outputs of the last convolution, unless another layer is named.
+enlarged to the image bilinearly. A^k are the outputs of the last convolution, unless another layer is named. A vision
+transformer's tokens are put back into their rows; there it is the input of the last attention that is looked at, as the
+class token alone leaves it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +27,61 @@ def gradcam(model: nn.Module, x: Tensor, y: Tensor, *, layer: str = "") -> Tenso
         model: a classifier with a convolution; scored in eval mode and left as it was.
         x: images (n, c, h, w) in [0, 1].
         y: int64 (n,), the class whose score is explained.
-        layer: the name of the layer whose outputs (n, k, h', w') are weighed, as `named_modules` has it; the last
-            convolution if empty.
+        layer: the name of the layer whose outputs (n, k, h', w'), or tokens (n, t, k), are weighed, as `named_modules`
+            has it; found as above if empty.
 
     Returns:
         float (n, h, w).
 
     Raises:
-        InputError: no convolution in the model, or no layer of that name.
+        InputError: neither a convolution nor an attention in the model, no layer of that name, or one whose outputs
+            are no maps.
     """
-    target = lookup(dict(model.named_modules()), layer, "layer") if layer else last_convolution(model)
+    target = lookup(dict(model.named_modules()), layer, "layer") if layer else looked_at(model)
     kept: list[Tensor] = []
     hook = target.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
         with mode(model, train=False), torch.enable_grad():
             scores = model(x.detach().requires_grad_())
-            features = kept[-1]
-            (slopes,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), features)
+            (slopes,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), kept[-1])
     finally:
         hook.remove()
+    features, slopes = in_rows(kept[-1], x), in_rows(slopes, x)
     alpha = slopes.mean((2, 3), keepdim=True)
     maps = F.relu((alpha * features).sum(1, keepdim=True)).detach()
     return F.interpolate(maps, x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
-def last_convolution(model: nn.Module) -> nn.Module:
-    """The convolution that comes last in the order of definition."""
-    found = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if not found:
+BEFORE_ATTENTION = ("norm1", "layernorm_before", "ln_1")  # what timm, transformers and torchvision call it
+
+
+def looked_at(model: nn.Module) -> nn.Module:
+    """What normalises the input of the last attention, or the convolution that comes last in the order of definition.
+
+    Raises:
+        InputError: neither is there.
+    """
+    attentive = [module for name, module in model.named_modules() if name.rpartition(".")[2] in BEFORE_ATTENTION]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if attentive and isinstance(attentive[-1], nn.LayerNorm):
+        return attentive[-1]
+    if not convolutions:
         raise InputError("Grad-CAM needs a convolution and this model has none; explain it by its input gradient")
-    return found[-1]
+    return convolutions[-1]
+
+
+def in_rows(features: Tensor, x: Tensor) -> Tensor:
+    """Maps (n, k, h', w') as they are; tokens (n, t, k) in rows, those of no place before them left out.
+
+    Raises:
+        InputError: the tokens fill no rectangle with the proportions of images x.
+    """
+    if features.ndim == 4:
+        return features
+    _, _, height, width = x.shape
+    if features.ndim == 3:
+        rows = math.isqrt(features.shape[1] * height // width)
+        columns = rows * width // height
+        if rows * columns:
+            return features[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+    raise InputError(f"Grad-CAM needs feature maps or tokens, got {tuple(features.shape)}; name another layer")

@@ -17,11 +17,11 @@ from miscue.models.networks import Shape
 
 
 def met(weight: Tensor, size: torch.Size) -> Tensor:
-    """The part of a 4x4 kernel (a, b, 4, 4) that images of at most 3 x 3 meet: (a, b h w), to be a plain matrix.
+    """The part of a 4x4 kernel (a, b, 4, 4) that images of at most 3 x 3 meet: (a, h w b), to be a plain matrix.
 
     Where one pixel is all there is on one side of a convolution, that product is quicker than the library's kernels.
     """
-    return weight[:, :, 1 : 1 + size[0], 1 : 1 + size[1]].flatten(1)
+    return weight.permute(0, 2, 3, 1)[:, 1 : 1 + size[0], 1 : 1 + size[1]].flatten(1)
 
 
 class Down(nn.Module):
@@ -38,7 +38,9 @@ class Down(nn.Module):
             x = F.pad(x, (0, int(width < 2), 0, int(height < 2)))
         if max(x.shape[-2:]) > 3:
             return F.relu(self.norm(self.conv(x)))
-        pixel = F.linear(x.flatten(1), met(self.conv.weight, x.shape[-2:]))  # all that the kernel meets, once
+        pixel = F.linear(
+            x.permute(0, 2, 3, 1).flatten(1), met(self.conv.weight, x.shape[-2:])
+        )  # all that the kernel meets, once
         return F.relu(self.norm(pixel[..., None, None]))
 
 
@@ -51,8 +53,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         if x.shape[-2:] == (1, 1):
-            pixels = x.flatten(1) @ met(self.conv.weight, size)
-            return pixels.unflatten(1, (-1, *size)) + self.conv.get_parameter("bias")[:, None, None]
+            pixels = (x.flatten(1) @ met(self.conv.weight, size)).unflatten(1, (*size, -1))
+            return (pixels + self.conv.bias).permute(0, 3, 1, 2)
         room = [max(2, side) for side in size]
         return self.conv(x, output_size=room)[..., : size[0], : size[1]]
 
@@ -68,8 +70,10 @@ class Last(nn.Module):
         self.conv = nn.Conv2d(inputs, 4 * outputs, 2)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        cells = F.pad(x, (1, 1 + size[1] % 2, 1, 1 + size[0] % 2))
-        return F.pixel_shuffle(self.conv(cells), 2)[..., 1 : 1 + size[0], 1 : 1 + size[1]]
+        x = F.pad(x, (0, size[1] % 2, 0, size[0] % 2)) if size[0] % 2 or size[1] % 2 else x
+        cells = F.conv2d(x, self.conv.weight, self.conv.bias, padding=1).permute(0, 2, 3, 1)
+        apart = cells.unflatten(3, (-1, 2, 2)).permute(0, 3, 1, 4, 2, 5)  # (n, o, h / 2, 2, w / 2, 2)
+        return apart.flatten(4).flatten(2, 3)[..., 1 : 1 + size[0], 1 : 1 + size[1]]
 
 
 class EncoderDecoder(nn.Module):

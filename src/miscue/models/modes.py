@@ -38,3 +38,13 @@ def frozen(model: Model) -> Iterator[None]:
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
+
+
+@contextmanager
+def losing(detector: nn.Module) -> Iterator[None]:
+    """Training mode, in which a detector gives its losses, with nothing to learn, no statistics kept, no dropout."""
+    still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    with frozen(detector):
+        for module in detector.modules():
+            module.training = not isinstance(module, still)
+        yield

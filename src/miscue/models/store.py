@@ -15,6 +15,7 @@ from torch import nn
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.files import atomic
+from miscue.models.detector import DETECTORS
 from miscue.models.generators import GENERATORS
 from miscue.models.networks import NETWORKS, Shape
 
@@ -23,9 +24,10 @@ FORMAT = "miscue 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a network is before it has weights: a name in NETWORKS or GENERATORS, the image shape (c, h, w), options.
+    """What a network is before it has weights: a name in one of the three tables, the image shape (c, h, w), options.
 
-    Options are plain data: `classes` for a classifier, `eps` and perhaps `channels` for a generator.
+    Options are plain data: `classes` for a classifier or a detector, `eps` and perhaps `channels` for a generator. A
+    detector takes images of any height and width; its plan has 0 for them.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Plan:
 
 def build(plan: Plan, dice: Dice) -> nn.Module:
     """The network of `plan` on the CPU, its weights drawn from `dice`."""
-    make = lookup({**NETWORKS, **GENERATORS}, plan.name, "network")
+    make = lookup({**NETWORKS, **GENERATORS, **DETECTORS}, plan.name, "network")
     with dice.named("weights").rolled():
         return make(tuple(plan.shape), **plan.options)
 

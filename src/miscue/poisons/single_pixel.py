@@ -47,7 +47,7 @@ from miscue.victims import Victim
 from miscue.workers import LostWorkerError
 
 STARTS = ("random", "shortcut")
-FINALS = 2  # fresh seeds under which the finalists meet
+FINALS = 3  # fresh seeds under which the finalists meet
 CLEAN = 16_000  # images that the clean model learns from
 Judged = tuple[float, Pixels]
 """Fitness and candidate."""
@@ -58,7 +58,7 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 4,
+    generations: int = 3,
     candidates: int = 0,
     sigma: float = 0.06,
     joint: bool = False,
@@ -68,7 +68,7 @@ def single_pixel(
     divergence: float = 0.0,
     images: int = 0,
     held_out: int = 0,
-    finalists: int = 4,
+    finalists: int = 5,
     processes: int = 0,
     resume: dict[str, Tensor] | None = None,
 ) -> Iterator[Progress]:
@@ -91,7 +91,7 @@ def single_pixel(
         divergence: weight of the distance between clean and poisoned images in the fitness.
         images: training images of a candidate's network; 0 for all but the held-out ones.
         held_out: clean training images that the fitness is measured on; 0 for 2,000, or a fifth of fewer than 10,000.
-        finalists: how many meet at the end under two fresh seeds, for the best to be released: the centre of the
+        finalists: how many meet at the end under three fresh seeds, for the best to be released: the centre of the
             search, its start, and the latest generations' best candidates.
         processes: networks trained side by side on a CPU; 0 for one a processor.
         resume: the state of a checkpoint of a run with the same data, attacker and options.

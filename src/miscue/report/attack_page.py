@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from miscue import files
 from miscue.errors import InputError
 from miscue.images import amplified
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered
+from miscue.report.template import rendered, saved
 
 SHOWN = 24  # images on the page
 
@@ -25,11 +24,7 @@ def write(run: Path) -> Path:
     Raises:
         InputError: the folder does not hold one.
     """
-    page = run / "report.html"
-    text = html(run)
-    with files.atomic(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return page
+    return saved(run, html(run))
 
 
 def html(run: Path) -> str:

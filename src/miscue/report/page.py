@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from miscue import files
 from miscue.errors import InputError
 from miscue.report import figures
 from miscue.report.figures import finite, number, percent
-from miscue.report.template import rendered
+from miscue.report.template import rendered, saved
 
 CONDITIONS = ("clean", "poisoned")
 BATCH = "test_accuracy_batch_statistics"
@@ -116,11 +115,7 @@ def write(run: Path) -> Path:
     Raises:
         InputError: there is no usable run.json, or the run is of another kind.
     """
-    text = html(load(run))
-    page = run / "report.html"
-    with files.atomic(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return page
+    return saved(run, html(load(run)))
 
 
 def load(run: Path) -> Run:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from miscue.files import atomic
 from miscue.report.figures import number, percent
+
+
+def saved(run: Path, text: str) -> Path:
+    """Write a page into the folder `run` as report.html, atomically; its path."""
+    page = run / "report.html"
+    with atomic(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
 
 
 def rendered(name: str, **values: Any) -> str:
