@@ -10,9 +10,6 @@ made from training images alone.
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import RESULTS, line
-from miscue.data import Batch, Data, floats
+from common import Measures, Row, measure_rows
+from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.distortions import DISTORTIONS
 from miscue.evasions import (
@@ -44,27 +41,22 @@ from miscue.evasions.patch import pasted
 from miscue.evasions.physical import views
 from miscue.measures.accuracy import accuracy
 from miscue.measures.robustness import robust_to
-from miscue.memory import keep_freed_memory
 from miscue.models.modes import frozen
 from miscue.models.networks import placed
 from miscue.models.store import load_model, save_model
 from miscue.readers import read
-from miscue.run import append
 from miscue.train import Recipe
 from miscue.victims import Victim
 
 NETS = Path(__file__).parent.parent / "runs" / "nets"
 RECIPE = Recipe(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128, schedule="cosine")
 VICTIMS = {
-    "cifar10-jpeg": Victim(network="conv5", recipe=replace(RECIPE, epochs=12)),
-    "gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40)),
+    "cifar10-jpeg": Victim(network="conv5", recipe=replace(RECIPE, epochs=12, shift=2)),
+    "gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)),
     "mnist": Victim(network="cnn-padded", recipe=replace(RECIPE, lr=0.02, epochs=3)),
 }
 SAID = {"cifar10-jpeg": "CIFAR-10 (JPEG q75)", "gtsrb": "GTSRB, 43 x 200 / 60", "mnist": "MNIST"}
 EPS = 8 / 255
-Measures = dict[str, float]
-Row = tuple[dict[str, object], Callable[[int], Measures]]
-"""What a row is of, and its measures for a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,24 +73,14 @@ class Arena:
         return floats(some.images, channels_last=True), some.labels
 
 
-def moved(batch: Batch, dice: Dice) -> Batch:
-    """The batch, each image moved by up to two pixels: 8,600 road signs are few."""
-    generator = dice.named("moved", int(batch.index.sum())).generator()
-    padded = nn.functional.pad(batch.x, (2, 2, 2, 2), mode="replicate")
-    height, width = batch.x.shape[2:]
-    corners = torch.randint(5, (len(batch.x), 2), generator=generator).tolist()
-    x = torch.stack([one[:, r : r + height, c : c + width] for one, (r, c) in zip(padded, corners, strict=True)])
-    return replace(batch, x=x.contiguous(memory_format=torch.channels_last))
-
-
-def arena(data: str, seed: int) -> Arena:
-    """The network of a seed, trained at its first use."""
+def arena(data: str, seed: int, *, victim: Victim | None = None, name: str = "") -> Arena:
+    """The network of a seed, trained at its first use; another `victim`'s is kept under a `name` of its own."""
     splits = read(data)
     assert splits.test is not None
-    path, victim, dice = NETS / f"{data}-{seed}.safetensors", VICTIMS[data], Dice(seed).named("net", data)
+    path, victim = NETS / f"{name or data}-{seed}.safetensors", victim or VICTIMS[data]
+    dice = Dice(seed).named("net", name or data)
     if not path.exists():
-        shown = partial(moved, dice=dice) if data != "mnist" else None
-        model = victim(splits.train, dice, shown=shown)
+        model = victim(splits.train, dice)
         save_model(path, model, victim.plan(splits.train), classes=list(splits.train.classes))
     model = placed(load_model(path)[0], "cpu")
     return Arena(model=model, train=splits.train, test=splits.test)
@@ -232,44 +214,8 @@ def rows() -> Iterator[tuple[str, Row]]:
         yield "distortions", ({"data": "gtsrb", "attack": name}, partial(lasting, "gtsrb", name, 430))
 
 
-def main() -> None:
-    """Measure what is asked for, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows whose name begins with one of these, with commas between")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--record", action="store_true")
-    asked = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(asked.threads)
-    for name, (row, measured) in rows():
-        if not name.startswith(tuple(asked.only.split(","))):
-            continue
-        started = time.monotonic()
-        found = [measured(seed) for seed in range(asked.seeds)]
-        data = str(row["data"])
-        about = row | {"network": VICTIMS[data].network}
-        for measure in found[0]:
-            values = [one[measure] for one in found if not math.isnan(one[measure])]
-            if not values:
-                continue
-            kind, _, rest = measure.partition(" ")
-            distortion, _, strength = rest.partition(" ")
-            more = {"distortion": distortion, "strength": float(strength)} if rest else {}
-            record = line(
-                "test-time",
-                about | more,
-                kind,
-                values,
-                data=SAID[data],
-                seconds=time.monotonic() - started,
-                command=f"python benchmarks/test_time.py --only {name} --seeds {asked.seeds}",
-                note="one network a seed",
-            )
-            print(f"{record['row']} {kind} {record['mean']:.2f} +- {record['std'] or 0:.2f}", flush=True)
-            if asked.record:
-                append(RESULTS / "test-time.jsonl", record)
-
-
 if __name__ == "__main__":
-    main()
+    with_networks = (
+        (name, (row | {"network": VICTIMS[str(row["data"])].network}, measured)) for name, (row, measured) in rows()
+    )
+    measure_rows(with_networks, "test-time", __doc__, data=SAID)

@@ -48,6 +48,7 @@ BATTERY: dict[str, Callable[..., Adversarial]] = {
     "pgd": partial(pgd, eps=EPS, alpha=0.03, steps=10),
     "pgd, l2": partial(pgd, eps=1.0, alpha=0.2, steps=10, norm="l2"),
     "pgd, restarts": partial(pgd, eps=EPS, alpha=0.03, steps=4, restarts=2),
+    "pgd, a square": partial(pgd, eps=1.0, alpha=0.1, steps=15, side=4, restarts=2),
     "deepfool": deepfool,
     "deepfool, linf": partial(deepfool, norm="linf"),
     "one-pixel": partial(one_pixel, population=30, generations=5),
@@ -93,6 +94,15 @@ def test_every_attack_is_in_the_battery() -> None:
     assert {name.partition(",")[0] for name in BATTERY} == set(EVASIONS)
 
 
+def squarely(changed: Tensor, side: int) -> bool:
+    """Whether all that changed in an image lies in a square."""
+    for one in (changed > 0).any(1):
+        rows, columns = one.any(1).nonzero(), one.any(0).nonzero()
+        if len(rows) and max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) >= side:
+            return False
+    return True
+
+
 @EVERY
 def test_battery(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = (part[:24].clone() for part in digits)
@@ -118,6 +128,7 @@ def test_battery(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> 
         "pgd": lambda: changed.max() <= EPS + 1e-6,
         "pgd, l2": lambda: changed.flatten(1).norm(dim=1).max() <= 1 + 1e-5,
         "pgd, restarts": lambda: changed.max() <= EPS + 1e-6,
+        "pgd, a square": lambda: squarely(changed, 4),
         "one-pixel": lambda: (changed > 0).flatten(1).sum(1).max() <= 1,
         "one-pixel, three": lambda: (changed > 0).flatten(1).sum(1).max() <= 3,
         "one-pixel-exhaustive": lambda: (changed > 0).flatten(1).sum(1).max() <= 1,
@@ -203,6 +214,7 @@ def test_bad_input(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -
     [
         (pgd, {"norm": "l1"}, "unknown norm"),
         (pgd, {"steps": 0}, "must be positive"),
+        (pgd, {"side": 9}, "square of 9 pixels does not lie"),
         (deepfool, {"norm": "l0"}, "unknown norm"),
         (one_pixel, {"population": 3}, "at least 4"),
         (one_pixel, {"until": "tired"}, "unknown until"),

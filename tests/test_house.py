@@ -17,6 +17,7 @@ FLOORS = [
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
     {"explainers", "evasions"},
+    {"detectors", "hardness"},
     {"readers", "writers", "marks"},
     {"perturbation", "victims", "finder"},
     {"population"},

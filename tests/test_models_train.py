@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from conftest import striped
 from miscue.data import Data, batches
@@ -28,7 +29,7 @@ from miscue.models.networks import NETWORKS
 from miscue.models.store import Plan, build, load_model, load_tensors, save_model
 from miscue.optimizers import OPTIMIZERS, descend
 from miscue.readers import read
-from miscue.train import Recipe, fit, fitting, settled, training
+from miscue.train import Recipe, augmented, fit, fitting, holed, moved, settled, training
 from miscue.victims import VICTIMS, Victim, victim
 
 
@@ -334,3 +335,38 @@ def test_kernel_heads_learn(name: str, data: Data) -> None:
     recipe = Recipe(lr=0.05, momentum=0.9, epochs=6, batch_size=32)
     model = Victim(network=name, recipe=recipe)(data, Dice(1))
     assert accuracy(model, striped(90, seed=4)) > 90
+
+
+def test_moves_and_holes_by_hand() -> None:
+    x = torch.arange(2 * 3 * 5 * 6).reshape(2, 3, 5, 6).float()
+    seen = set()
+    for seed in range(30):
+        z = moved(x, 1, torch.Generator().manual_seed(seed))
+        for one, other in zip(x, z, strict=True):
+            padded = F.pad(one[None], (1, 1, 1, 1), mode="replicate")[0]
+            fits = [(i, j) for i in range(3) for j in range(3) if torch.equal(padded[:, i : i + 5, j : j + 6], other)]
+            assert len(fits) == 1
+            seen.add(fits[0])
+    assert len(seen) == 9
+    masks = holed(torch.zeros(4000, 1, 20, 30), 6, torch.Generator().manual_seed(0)) == 0.5
+    counts = masks.flatten(1).sum(1)
+    assert counts.max() == 36
+    assert counts.min() >= 9
+    covered = masks.double().mean((0, 1))
+    assert covered[3:-3, 3:-3].std() < 0.1 * covered[3:-3, 3:-3].mean()
+    assert covered[0].mean() > 0.4 * covered[10].mean()
+
+
+def test_augmented_training_draws_anew_and_repeats(data: Data) -> None:
+    recipe = Recipe(lr=0.05, epochs=2, batch_size=32, shift=1, holes=2, hole=4)
+    stream = list(batches(data, size=32, epochs=2, dice=Dice(1)))
+    one, other = (list(augmented(stream, recipe, Dice(2))) for _ in range(2))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(one, other, strict=True))
+    assert all((a.x == 0.5).any() for a in one)
+    assert all(torch.equal(a.y, b.y) and torch.equal(a.index, b.index) for a, b in zip(one, stream, strict=True))
+    assert augmented(stream, Recipe(), Dice(2)) is stream
+    first, second = (Victim(network="cnn-small", recipe=recipe)(data, Dice(3)) for _ in range(2))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="must not be negative"):
+        Recipe(holes=-1)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.marks import Pixels
-from miscue.train import scheduled
+from miscue.train import augmented, scheduled
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError, Workers, cores
 
@@ -114,7 +114,8 @@ def side_by_side(data: Data, members: Sequence[Member]) -> Iterator[Batch]:
     streams = []
     for member in members:
         own = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=member.dice.named("training"))
-        streams.append(map(member.mark.to(data.images.device).on, own) if member.mark else own)
+        poisoned = map(member.mark.to(data.images.device).on, own) if member.mark else own
+        streams.append(iter(augmented(poisoned, recipe, member.dice.named("training"))))
     for row in zip(*streams, strict=True):
         x, y, index = (torch.stack(parts) for parts in zip(*((b.x, b.y, b.index) for b in row), strict=True))
         yield Batch(x=x, y=y, index=index)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
+from miscue.images import rectangles
 from miscue.losses import Loss, plain
 from miscue.models.networks import placed
 from miscue.optimizers import OPTIMIZERS
@@ -32,6 +33,9 @@ class Recipe:
     optimizer: a key of `optimizers.OPTIMIZERS`; lr, momentum, weight_decay: its settings.
     epochs: passes over the data; batch_size: images a step.
     schedule: "constant", or "cosine" (the rate falls to 0 along half a cosine).
+    shift: each image is moved by up to so many pixels, its edge going on, anew in each pass.
+    holes, hole: so many grey squares of `hole` pixels' side are put on each image, anew in each pass; what a network
+        learns then, it need not see whole. They may overlap.
     precision: "float32", "bfloat16" (autocast: parameters stay float32), or "auto": bfloat16 where the device has units
         for it, which about halves the time of a step there.
     """
@@ -44,11 +48,16 @@ class Recipe:
     batch_size: int = 64
     schedule: str = "constant"
     precision: str = "float32"
+    shift: int = 0
+    holes: int = 0
+    hole: int = 9
 
     def __post_init__(self) -> None:
         lookup(OPTIMIZERS, self.optimizer, "optimizer")
         lookup(dict.fromkeys(SCHEDULES), self.schedule, "schedule")
         lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
+        if min(self.shift, self.holes) < 0 or self.hole < 1:
+            raise InputError("shift and holes must not be negative, hole must be positive")
         if not self.lr > 0 or self.epochs < 1 or self.batch_size < 1:
             raise InputError(
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
@@ -119,7 +128,44 @@ def fitting(
     """
     stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True)
     placed(model, data.images.device)
-    yield from scheduled(model, map(shown, stream) if shown else stream, recipe, len(data), loss=loss)
+    seen = augmented(map(shown, stream) if shown else stream, recipe, dice)
+    yield from scheduled(model, seen, recipe, len(data), loss=loss)
+
+
+def augmented(stream: Iterable[Batch], recipe: Recipe, dice: Dice) -> Iterable[Batch]:
+    """The batches with the recipe's moves and holes; poison lies under both."""
+    if not recipe.shift and not recipe.holes:
+        return stream
+
+    def drawn() -> Iterator[Batch]:
+        for number, batch in enumerate(stream):
+            generator = dice.named("augment", number).generator()
+            x = moved(batch.x, recipe.shift, generator) if recipe.shift else batch.x
+            for _ in range(recipe.holes):
+                x = holed(x, recipe.hole, generator)
+            yield replace(batch, x=x)
+
+    return drawn()
+
+
+def moved(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each of the images (n, c, h, w) moved by up to `most` pixels, up or down, left or right; its edge goes on."""
+    n, _, height, width = x.shape
+    by = torch.randint(-most, most + 1, (n, 2), generator=generator).to(x.device)
+    rows = (torch.arange(height, device=x.device) + by[:, :1]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + by[:, 1:]).clamp(0, width - 1)
+    every = torch.arange(n, device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def holed(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Images (n, c, h, w) with a grey square at a random place of each, as much of it as lies within.
+
+    Its middle is anywhere in the image, so that the edge is covered about as often as the rest.
+    """
+    middles = torch.rand(len(x), 2, generator=generator) * torch.tensor(x.shape[2:])
+    corners = (middles - side / 2).round().to(x.device)
+    return x.masked_fill(rectangles(corners, (side, side), x.shape[2:])[:, None], 0.5)
 
 
 def scheduled(

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from miscue.cli import attack, data, demo, poison
+from miscue.cli import attack, data, demo, explain, poison
+from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
+from miscue.cli.rank import rank
 from miscue.cli.scenes import train_detector
 from miscue.memory import keep_freed_memory
 
@@ -22,11 +24,16 @@ app = typer.Typer(
 )
 app.add_typer(poison.app, name="poison")
 app.add_typer(attack.app, name="attack")
+app.add_typer(explain.app, name="explain")
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate)
 app.command("train")(train)
 app.command("train-detector")(train_detector)
+app.command("rank")(rank)
+app.command("calibrate")(calibrate)
+app.command("detect")(detect)
+app.command("certify")(certify)
 app.command("report")(report)
 
 

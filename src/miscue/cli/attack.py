@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from miscue.assault import Attacked, Bound, arrays, assault, joined, measures
 from miscue.cli import console, scenes
+from miscue.cli.meeting import met
 from miscue.cli.options import (
     DATA,
     DEBUG,
@@ -31,17 +32,14 @@ from miscue.cli.options import (
     device,
     method_command,
 )
-from miscue.data import Data, floats
+from miscue.data import Data
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError
 from miscue.evasions import EVASIONS, FOR_ALL_IMAGES, Adversarial
 from miscue.files import atomic, write_arrays, write_json
 from miscue.labels import label_map
 from miscue.layouts.pictures import png
-from miscue.models.modes import frozen
 from miscue.models.networks import placed
-from miscue.models.sources import Source, sourced
-from miscue.readers import read
 from miscue.report import attack_page
 from miscue.run import Tick, fingerprint, provenance, refuse_other, rewrite
 
@@ -103,13 +101,7 @@ def attack_data(
 ) -> None:
     """Attack part by part into OUT, going on where a killed run stopped."""
     where = device(device_, threads)
-    source = sourced(model)
-    splits = read(data, resize=resize)
-    chosen = lookup({"test": splits.test, "train": splits.train}, split, "split")
-    if chosen is None:
-        raise InputError(f"{data} has no test set; --split train attacks its training images")
-    some = chosen.spread(images)
-    fits(source, some, model, data)
+    source, some = met(model, data, split=split, images=images, resize=resize)
     takes = inspect.signature(method).parameters
     targets = None if target is None else label_map(target, len(some.classes))
     if targets is not None and "target" not in takes:
@@ -149,22 +141,6 @@ def attack_data(
     console.say(f"{attack_page.write(out)}: the page")
     if json_:
         console.emit({"out": str(out), "method": name, "n": len(attacked), **row})
-
-
-def fits(source: Source, data: Data, model: str, name: str) -> None:
-    """Raise an InputError where the model is for other images or classes."""
-    if source.shape not in (None, data.shape) or source.classes not in (None, len(data.classes)):
-        raise InputError(
-            f"{model} is for {source.classes} classes of images {source.shape}, "
-            f"{name} has {len(data.classes)} of {data.shape}"
-        )
-    if source.classes is None:
-        with torch.no_grad(), frozen(source.model):
-            scores = source.model(floats(data.images[:1]))
-        if scores.shape != (1, len(data.classes)):
-            raise InputError(
-                f"{model} gives scores {tuple(scores.shape)} for an image, {name} has {len(data.classes)} classes"
-            )
 
 
 def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:

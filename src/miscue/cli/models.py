@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
-from miscue.report import attack_page, page, scenes_page
+from miscue.report import attack_page, detect_page, explain_page, page, rank_page, scenes_page
 from miscue.run import Tick, provenance
 from miscue.victims import network
 
@@ -45,6 +46,11 @@ def train(
     optimizer: Annotated[
         str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}; default: the victim's own.")
     ] = None,
+    shift: Annotated[int, typer.Option(help="Move each image by up to so many pixels, anew in each pass.", min=0)] = 0,
+    holes: Annotated[
+        int, typer.Option(help="Put so many grey squares on each image, anew in each pass; see --hole.", min=0)
+    ] = 0,
+    hole: Annotated[int, typer.Option(help="Side of such a square in pixels.", min=1)] = 9,
     precision: PRECISION = None,
     resize: RESIZE = None,
     seed: SEED = 0,
@@ -61,7 +67,8 @@ def train(
         where = device(device_, threads)
         chosen = network(victim, epochs, precision)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
-        recipe = replace(chosen.recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        recipe = replace(chosen.recipe, shift=shift, holes=holes, hole=hole)
+        recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)
         images = splits.train.to(where)
@@ -98,6 +105,15 @@ def epoch_words(fact: dict[str, Any]) -> str:
     return f"epoch {fact['epoch']}: loss {fact['loss']:.4f}, {train}{test}"
 
 
+PAGES = {
+    "attack": attack_page,
+    "scenes": scenes_page,
+    "explain": explain_page,
+    "rank": rank_page,
+    "detect": detect_page,
+}
+
+
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     debug: DEBUG = False,
@@ -106,6 +122,9 @@ def report(
     with console.guarded(debug=debug):
         if not (run / "run.json").is_file():
             raise InputError(f"{run} is not the folder of a run: no run.json in it")
-        kinds = {"adversarials.npz": attack_page, "patch.npz": scenes_page}
-        writer = next((kinds[name] for name in kinds if (run / name).is_file()), page)
+        try:
+            kind = json.loads((run / "run.json").read_text(encoding="utf-8")).get("kind")
+        except (ValueError, AttributeError):
+            raise InputError(f"{run} is not a run: its run.json is damaged") from None
+        writer = PAGES.get(kind, page)
         console.say(f"{writer.write(run)}: the page")

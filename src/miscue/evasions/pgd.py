@@ -19,6 +19,7 @@ from miscue.balls import onto, within
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, slope
+from miscue.images import rectangles
 from miscue.models.modes import Model
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -37,6 +38,7 @@ def pgd(
     norm: str = "linf",
     random_start: bool = True,
     restarts: int = 1,
+    side: int = 0,
     transform: Transform | None = None,
     samples: int = 8,
     dice: Dice | None = None,
@@ -55,6 +57,7 @@ def pgd(
         norm: "linf" or "l2".
         random_start: begin at a random place in the ball instead of at x.
         restarts: how many times to try, each from a start of its own.
+        side: only a square of so many pixels' side may change, at a place drawn for each image and restart; 0 for all.
         transform: a random transformation that the attack is to survive.
         samples: draws of it for each step.
         dice: for starts and transformations.
@@ -62,6 +65,8 @@ def pgd(
     """
     if min(eps, alpha) <= 0 or min(steps, restarts, samples) < 1:
         raise InputError("eps, alpha, steps, restarts and samples must be positive")
+    if not 0 <= side <= min(x.shape[2:]):
+        raise InputError(f"a square of {side} pixels does not lie in images of {x.shape[2]} x {x.shape[3]}")
     draws = samples if transform else 1
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
@@ -80,11 +85,12 @@ def pgd(
                 many = transform(z[every], generator)
                 return goal.of(every).nearness(model(many)).unflatten(0, (len(x), draws)).mean(1)
 
+            mask = square(x, side, generator) if side else torch.ones_like(x[:, :1])
             delta = within(x, eps, norm, generator) if random_start else torch.zeros_like(x)
-            z = (x + delta).clamp_(0, 1)
+            z = (x + mask * delta).clamp_(0, 1)
             for _ in range(steps):
                 direction, nearness = slope(rises, z)
-                z = (x + onto(z + ascent(direction, norm).mul_(alpha) - x, eps, norm)).clamp_(0, 1)
+                z = (x + onto(z + ascent(mask * direction, norm).mul_(alpha) - x, eps, norm)).clamp_(0, 1)
                 curve.append(nearness)
             if restarts == 1:
                 best = z
@@ -101,6 +107,13 @@ def pgd(
         return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve), clean=start)
 
     return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+
+
+def square(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A square of ones at a random place within each image, zeros elsewhere: float (n, 1, h, w)."""
+    room = torch.tensor([x.shape[2] - side + 1, x.shape[3] - side + 1])
+    corners = (torch.rand(len(x), 2, generator=generator) * room).long().to(x.device)
+    return rectangles(corners, (side, side), x.shape[2:])[:, None].to(x)
 
 
 def ascent(direction: Tensor, norm: str) -> Tensor:

@@ -18,6 +18,7 @@ from miscue.dice import Dice
 from miscue.distortions import blur
 from miscue.errors import InputError, lookup
 from miscue.explainers.slopes import score_slopes
+from miscue.images import rectangles
 from miscue.models.modes import Model, frozen
 
 TOGETHER = 512  # images in one forward pass; a processor gains nothing from more
@@ -111,20 +112,11 @@ def covered_scores(
     own, other = (images.permute(0, 2, 3, 1)[:, None] for images in (x, covered))  # (n, 1, h, w, c)
     for first in range(0, len(places), some):
         chosen = slice(first, min(first + some, len(places)))
-        mask = inside(places[chosen], window, x.shape[2:])
+        mask = rectangles(places[chosen], (window, window), x.shape[2:])[..., None]
         for start in range(0, len(x), many):
             images = slice(start, min(start + many, len(x)))
             shown = torch.where(mask, other[images], own[images]).flatten(0, 1).permute(0, 3, 1, 2)
             yield images, chosen, model(shown).unflatten(0, (images.stop - images.start, -1))
-
-
-def inside(places: Tensor, window: int, size: torch.Size) -> Tensor:
-    """bool (k, h, w, 1): the pixels of each window, by its upper left corner in `places` (k, 2)."""
-    masks = []
-    for axis, side in enumerate(size):
-        pixel, start = torch.arange(side, device=places.device), places[:, axis, None]
-        masks.append((pixel >= start) & (pixel < start + window))
-    return masks[0][:, :, None, None] & masks[1][:, None, :, None]
 
 
 def averaged(falls: Tensor, size: torch.Size, window: int, stride: int) -> Tensor:

@@ -45,7 +45,6 @@ def html(run: Path) -> str:
         command=settings.get("command") or "",
         verdict=verdict(row, settings, len(found["labels"])),
         tiles=tiles(row),
-        strip=None,
         columns=columns,
         limit=limit(found),
         curve=figures.trace(found["curve"].tolist(), title="step") if len(found["curve"]) > 1 else "",

@@ -50,7 +50,6 @@ def html(run: Path) -> str:
         command=settings.get("command") or "",
         verdict=verdict(row, len(photos)),
         tiles=tiles(row),
-        strip=None,
         patch=figures.png(found["patch"]),
         pairs=pairs,
         sure=SURE,

@@ -1,0 +1,205 @@
+"""`miscue explain METHOD MODEL DATA OUT`: where a model looks, and how good the maps are."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from miscue.cli import console
+from miscue.cli.meeting import met
+from miscue.cli.options import (
+    DATA,
+    DEBUG,
+    DEVICE,
+    JSON,
+    MODEL,
+    OVERWRITE,
+    RESIZE,
+    SEED,
+    THREADS,
+    command_line,
+    device,
+    method_command,
+)
+from miscue.data import Data, floats
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.explainers import EXPLAINERS
+from miscue.files import refuse_existing, write_arrays, write_json
+from miscue.measures.attribution import deletion, insertion, share_inside
+from miscue.models.modes import frozen
+from miscue.models.networks import device_of, placed
+from miscue.report import explain_page
+from miscue.run import Tick, fingerprint, provenance, rewrite
+
+app = typer.Typer(no_args_is_help=True, help="Show where a model looks.")
+PART = 16  # images between two ticks of the clock
+
+
+def common(
+    model: MODEL,
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for the maps and the page.", show_default=False)],
+    images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=1)] = 64,
+    split: Annotated[str, typer.Option(help="Whose images: test or train.")] = "test",
+    of: Annotated[str, typer.Option(help="The class that is explained: true, or named by the model.")] = "named",
+    box: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the object is, TOP,LEFT,BOTTOM,RIGHT in pixels: how much of the maps lies inside?",
+            show_default=False,
+        ),
+    ] = None,
+    resize: RESIZE = None,
+    seed: SEED = 0,
+    device_: DEVICE = "auto",
+    threads: THREADS = 2,
+    overwrite: OVERWRITE = False,
+    json_: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """What every explainer takes beside its own options."""
+
+
+def explain_data(
+    name: str,
+    explainer: Callable[..., Tensor],
+    given: dict[str, Any],
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    images: int,
+    split: str,
+    of: str,
+    box: str | None,
+    resize: int | None,
+    seed: int,
+    device_: str,
+    threads: int,
+    overwrite: bool,
+    json_: bool,
+) -> None:
+    """Explain images into OUT."""
+    where = device(device_, threads)
+    if of not in ("true", "named"):
+        raise InputError(f"--of must be true or named, got {of!r}")
+    source, some = met(model, data, split=split, images=images, resize=resize)
+    inside = None if box is None else boxed(box, some.shape[1:])
+    refuse_existing(out, overwrite=overwrite)
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    net = placed(source.model, where)
+    explained = partial(explainer, **given)
+    parts: list[dict[str, Tensor]] = []
+
+    def ticks() -> Iterator[Tick]:
+        for start in range(0, len(some), PART):
+            parts.append(judged(net, explained, some.take(slice(start, start + PART)), of, inside, Dice(seed), start))
+            yield Tick(done=min(start + PART, len(some)), total=len(some))
+
+    console.follow(ticks(), f"explaining: {name}", str)
+    found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    row = {
+        key: float(value[~value.isnan()].double().mean())
+        for key, value in found.items()
+        if key.startswith(("deletion", "insertion", "inside")) and not bool(value.isnan().all())
+    }
+    takes = inspect.signature(explainer).parameters.values()
+    options = {p.name: p.default for p in takes if p.kind is p.KEYWORD_ONLY} | given
+    settings: dict[str, Any] = {
+        "kind": "explain",
+        "title": f"{name} of {Path(model).name} on {data}",
+        "method": name,
+        "options": options,
+        "model": model,
+        "model_sha256": source.sha256,
+        "network": source.name,
+        "data": data,
+        "split": split,
+        "of": of,
+        "box": box,
+        "data_sha256": fingerprint(some),
+        "classes": list(some.classes),
+        "seed": seed,
+    } | provenance(command_line(), where)
+    write_arrays(
+        out / "maps.npz", {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
+    )
+    facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
+    line = {"data": data, "method": name, **options, "network": source.name, "of": of}
+    rewrite(
+        out / "records.jsonl",
+        [
+            {"table": "explain", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
+            | {"n": len(some), "seconds": None, **facts, "command": settings["command"], "note": None}
+            for measure, value in row.items()
+        ],
+    )
+    write_json(out / "run.json", settings)
+    console.say(f"{out}: {words(row)}")
+    console.say(f"{explain_page.write(out)}: the page")
+    if json_:
+        console.emit({"out": str(out), "method": name, "n": len(some), **row})
+
+
+def boxed(text: str, size: tuple[int, ...]) -> Tensor:
+    """bool (h, w), the pixels of TOP,LEFT,BOTTOM,RIGHT."""
+    try:
+        top, left, bottom, right = (int(word) for word in text.split(","))
+    except ValueError:
+        raise InputError(f"--box needs TOP,LEFT,BOTTOM,RIGHT in whole pixels, got {text!r}") from None
+    if not (0 <= top < bottom <= size[0] and 0 <= left < right <= size[1]):
+        raise InputError(f"the box {text} is empty or reaches outside the images of {size[0]} x {size[1]} pixels")
+    mask = torch.zeros(*size, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def judged(
+    net: nn.Module,
+    explained: Callable[..., Tensor],
+    some: Data,
+    of: str,
+    inside: Tensor | None,
+    dice: Dice,
+    start: int,
+) -> dict[str, Tensor]:
+    """The maps of some images and what they are worth, image by image; random maps beside them."""
+    where = device_of(net)
+    x, labels = floats(some.images.to(where), channels_last=True), some.labels.to(where)
+    with frozen(net), torch.no_grad():
+        sure, named = net(x).softmax(1).max(1)
+    y = labels if of == "true" else named
+    maps = explained(net, x, y)
+    noise = torch.rand(maps.shape, generator=dice.named("random maps", start).generator()).to(maps)
+    base = x.mean((2, 3), keepdim=True).expand_as(x)
+    found = {"maps": maps, "labels": labels, "named": named, "sure": sure}
+    for kind, one in (("", maps), ("_random", noise)):
+        found[f"deletion{kind}"] = 100 * deletion(net, x, y, one, base=base)
+        found[f"insertion{kind}"] = 100 * insertion(net, x, y, one, base=base)
+    if inside is not None:
+        found["inside"] = share_inside(maps, inside.to(where).expand_as(maps))
+    return {key: value.cpu() for key, value in found.items()}
+
+
+def words(row: dict[str, float]) -> str:
+    """The outcome in a sentence."""
+    text = (
+        f"the class's probability is {row['deletion']:.1f} % on the mean while the map's pixels are deleted "
+        f"({row['deletion_random']:.1f} for random ones), {row['insertion']:.1f} % while they appear "
+        f"({row['insertion_random']:.1f})"
+    )
+    return text + (f"; {row['inside']:.1f} % of the maps lies inside the box" if "inside" in row else "")
+
+
+for _name, _explainer in EXPLAINERS.items():
+    app.command(_name)(method_command(common, _explainer, partial(explain_data, _name, _explainer), hidden=()))

@@ -1,0 +1,131 @@
+"""`miscue rank MODEL DATA OUT`: which images are hard for a model, as a table and as pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from miscue.cli import console
+from miscue.cli.meeting import met
+from miscue.cli.options import (
+    DATA,
+    DEBUG,
+    DEVICE,
+    JSON,
+    MODEL,
+    OVERWRITE,
+    RESIZE,
+    THREADS,
+    command_line,
+    device,
+)
+from miscue.data import Data
+from miscue.errors import lookup
+from miscue.files import atomic, refuse_existing, write_arrays, write_json
+from miscue.hardness import HARDNESS, auroc, ease
+from miscue.measures.accuracy import predictions
+from miscue.models.networks import placed
+from miscue.report import rank_page
+from miscue.run import Tick, fingerprint, provenance, rewrite
+
+PART = 64  # images between two ticks of the clock
+
+
+def rank(
+    model: MODEL,
+    data: DATA,
+    out: Annotated[Path, typer.Argument(help="Folder for the table and the page.", show_default=False)],
+    by: Annotated[str, typer.Option(help=f"One of: {', '.join(HARDNESS)}.")] = "kappa",
+    images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=1)] = 1000,
+    split: Annotated[str, typer.Option(help="Whose images: test or train.")] = "test",
+    resize: RESIZE = None,
+    device_: DEVICE = "auto",
+    threads: THREADS = 2,
+    overwrite: OVERWRITE = False,
+    json_: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Rank images by how soon their class flips: the hardest first, for a look at labels and gaps in the data.
+
+    OUT/ranking.csv has all of them, OUT/report.html the hardest and the easiest of each class.
+    """
+    with console.guarded(debug=debug):
+        where = device(device_, threads)
+        lookup(HARDNESS, by, "measure")
+        source, some = met(model, data, split=split, images=images, resize=resize)
+        refuse_existing(out, overwrite=overwrite)
+        if overwrite:
+            shutil.rmtree(out, ignore_errors=True)
+        net = placed(source.model, where)
+        parts: list[torch.Tensor] = []
+
+        def ticks() -> Iterator[Tick]:
+            for start in range(0, len(some), PART):
+                parts.append(ease(by, net, some.take(slice(start, start + PART))))
+                yield Tick(done=min(start + PART, len(some)), total=len(some))
+
+        console.follow(ticks(), f"ranking by {by}", str)
+        values = torch.cat(parts)
+        named = predictions(net, some.images).cpu()
+        row = measured(values, named, net, some, by)
+        settings: dict[str, Any] = {
+            "kind": "rank",
+            "title": f"hard images of {data} for {Path(model).name}",
+            "by": by,
+            "model": model,
+            "model_sha256": source.sha256,
+            "network": source.name,
+            "data": data,
+            "split": split,
+            "data_sha256": fingerprint(some),
+            "classes": list(some.classes),
+        } | provenance(command_line(), where)
+        order = values.argsort(stable=True)
+        with atomic(out / "ranking.csv") as temporary:
+            temporary.write_text(table(some, values, named, order), encoding="utf-8")
+        arrays = {"images": some.images, "labels": some.labels, "named": named, "values": values, "order": order}
+        write_arrays(out / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
+        facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
+        line = {"data": data, "by": by, "network": source.name}
+        rewrite(
+            out / "records.jsonl",
+            [
+                {"table": "rank", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
+                | {"n": len(some), "seconds": None, **facts, "command": settings["command"], "note": None}
+                for measure, value in row.items()
+            ],
+        )
+        write_json(out / "run.json", settings)
+        console.say(f"{out / 'ranking.csv'}: {len(some)} images, the hardest first")
+        console.say(f"{rank_page.write(out)}: the page")
+        if json_:
+            console.emit({"out": str(out), "by": by, "n": len(some), **row})
+
+
+def measured(values: torch.Tensor, named: torch.Tensor, net: nn.Module, some: Data, by: str) -> dict[str, float]:
+    """accuracy, and how well the ranking, made for the classes that the model *names*, points out where it errs."""
+    wrong = named != some.labels
+    row = {"accuracy": 100 * float((~wrong).double().mean())}
+    if bool(wrong.any()) and not bool(wrong.all()):
+        blind = ease(by, net, Data(images=some.images, labels=named, classes=some.classes))
+        row["auroc_of_errors"] = auroc(-blind, wrong)
+    return row
+
+
+def table(some: Data, values: torch.Tensor, named: torch.Tensor, order: torch.Tensor) -> str:
+    """The ranking as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "image", "file", "class", "named", "value"])
+    for place, i in enumerate(order.tolist(), start=1):
+        names = some.classes[int(some.labels[i])], some.classes[int(named[i])]
+        writer.writerow([place, i, some.files[i] if some.files else "", *names, f"{float(values[i]):.6g}"])
+    return text.getvalue()

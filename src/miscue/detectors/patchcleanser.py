@@ -1,0 +1,113 @@
+"""PatchCleanser (Xiang, Mahloujifar, Mittal 2022, arXiv 2108.09135): the class behind a patch, with a certificate.
+
+For patches of p x p pixels in an image of n x n, masks of m = p + s - 1 pixels at the places 0, s, ..., n - m, where
+s = ceil((n - p + 1) / k), are so dense that one of them covers any patch. If the model says the same under every mask,
+that is the class. Else a mask under which it says something else is on trial: if all second masks agree with it, it
+covers the patch and is right. Else the majority is. Where every pair of masks leaves the true class, no patch of that
+size can change the outcome: the image is certified.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from miscue.errors import InputError
+from miscue.explainers.occlusion import TOGETHER
+from miscue.images import rectangles
+from miscue.models.modes import Model, frozen
+
+FILL = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """The masks against patches of `patch` pixels' side, about `per_side` along each side of the image.
+
+    inside: bool (k, h, w), the pixels that each covers.
+    """
+
+    inside: Tensor
+
+    @staticmethod
+    def against(patch: int, size: tuple[int, int], *, per_side: int = 6) -> Masks:
+        """The masks for images of `size` (h, w).
+
+        Raises:
+            InputError: a patch that does not lie in the image, or no masks.
+        """
+        if not 1 <= patch <= min(size) or per_side < 1:
+            raise InputError(f"a patch of {patch} pixels in {size[0]} x {size[1]} needs masks, got {per_side} a side")
+        strides = [math.ceil((side - patch + 1) / per_side) for side in size]
+        sides = [patch + stride - 1 for stride in strides]
+        starts = [
+            torch.tensor(sorted({min(start, side - mask) for start in range(0, side - patch + 1, stride)}))
+            for side, mask, stride in zip(size, sides, strides, strict=True)
+        ]
+        return Masks(inside=rectangles(torch.cartesian_prod(*starts), sides, size))
+
+    def __len__(self) -> int:
+        return len(self.inside)
+
+    @property
+    def pairs(self) -> Tensor:
+        """int64 (pairs, 2): each mask with itself and with each later one."""
+        return torch.combinations(torch.arange(len(self)), with_replacement=True)
+
+    def named(self, model: Model, x: Tensor, pairs: Tensor) -> Tensor:
+        """The class for images x (n, c, h, w) under each of pairs (k, 2): int64 (n, k)."""
+        found = torch.empty(len(x), len(pairs), dtype=torch.int64, device=x.device)
+        some = math.ceil(len(pairs) / math.ceil(len(pairs) / TOGETHER))
+        many, own = max(1, TOGETHER // some), x.permute(0, 2, 3, 1)[:, None]
+        for first in range(0, len(pairs), some):
+            chosen = pairs[first : first + some]
+            covered = (self.inside[chosen[:, 0]] | self.inside[chosen[:, 1]]).to(x.device)[..., None]
+            for start in range(0, len(x), many):
+                shown = own[start : start + many].masked_fill(covered, FILL).flatten(0, 1).permute(0, 3, 1, 2)
+                found[start : start + many, first : first + some] = model(shown).argmax(1).view(-1, len(chosen))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleansed:
+    """named: int64 (n,), what is made of each image; unanimous: bool (n,), whether all single masks agreed."""
+
+    named: Tensor
+    unanimous: Tensor
+
+
+def cleanse(model: Model, x: Tensor, masks: Masks) -> Cleansed:
+    """The class of images x (n, c, h, w) in [0, 1], whatever a patch of the masks' size says (Algorithm 1)."""
+    every = torch.arange(len(masks))
+    with frozen(model), torch.inference_mode():
+        once = masks.named(model, x, torch.stack([every, every], dim=1))
+        found, unanimous = once.mode(1).values, (once == once[:, :1]).all(1)
+        for i in (~unanimous).nonzero()[:, 0].tolist():
+            for mask in (once[i] != found[i]).nonzero()[:, 0].tolist():
+                twice = masks.named(
+                    model, x[i : i + 1], torch.stack([every, every.new_full((len(every),), mask)], dim=1)
+                )
+                if bool((twice == once[i, mask]).all()):
+                    found[i] = once[i, mask]
+                    break
+    return Cleansed(named=found.clone(), unanimous=unanimous.clone())
+
+
+def certified(model: Model, x: Tensor, y: Tensor, masks: Masks) -> Tensor:
+    """Whether no patch of the masks' size can make `cleanse` name another class than y: bool (n,).
+
+    So it is where the model names y under every pair of masks. Images that fail early are not looked at further.
+    """
+    pairs, standing = masks.pairs, torch.arange(len(x), device=x.device)
+    with frozen(model), torch.inference_mode():
+        for some in pairs.split(max(1, TOGETHER // 8)):
+            right = (masks.named(model, x[standing], some) == y[standing, None]).all(1)
+            standing = standing[right]
+            if not len(standing):
+                break
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    found[standing] = True
+    return found

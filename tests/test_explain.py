@@ -1,0 +1,90 @@
+"""`miscue explain`: real models, real files, a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import look_at, within
+from miscue.data import floats
+from miscue.explainers import EXPLAINERS
+from miscue.models.networks import placed
+from miscue.models.store import load_model
+from miscue.report import explain_page
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "digits.safetensors"
+    within("train", "digits", path, "--victim", "cnn-small", "--epochs", "6", "--threads", "1")
+    return path
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_battery(name: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = ["--window", "3"] if name == "occlusion" else []
+    words = ["explain", name, model, "digits", out, "--images", "24", "--threads", "1", "--json", "--box", "1,1,7,7"]
+    row = json.loads(within(*words, *more).stdout)
+    assert row["n"] == 24
+    assert row["deletion"] < row["deletion_random"]
+    assert row["insertion"] > row["insertion_random"]
+    assert 36 / 64 * 100 < row["inside"] <= 100  # digits lie in the middle
+    with np.load(out / "maps.npz") as archive:
+        found = {key: archive[key] for key in archive.files}
+    net = placed(load_model(model)[0], "cpu")
+    x = floats(torch.from_numpy(found["images"]), channels_last=True)
+    named = net(x).argmax(1)
+    assert np.array_equal(named.numpy(), found["named"])
+    options = {"window": 3} if name == "occlusion" else {}
+    expected = EXPLAINERS[name](net, x, named, **options)
+    assert np.allclose(found["maps"], expected.numpy(), atol=1e-4)
+    measured = {json.loads(line)["measure"] for line in (out / "records.jsonl").read_text().splitlines()}
+    assert {"deletion", "insertion", "inside", "deletion_random"} <= measured
+    page = (out / "report.html").read_text()
+    assert ("against the class" in page) == (name == "occlusion")
+    (out / "report.html").unlink()
+    within("report", out)
+    assert (out / "report.html").read_text() == page
+    refused = within(*words, *more, check=False)
+    assert refused.exit_code == 2
+    assert "add --overwrite" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["gradient", "--of", "wrong"], "--of must be true or named"),
+        (["gradient", "--box", "1,2,3"], "--box needs TOP,LEFT,BOTTOM,RIGHT"),
+        (["gradient", "--box", "1,2,9,9"], "reaches outside"),
+        (["occlusion", "--window", "9"], "window of 9 pixels"),
+        (["gradcam", "--layer", "nothing"], "unknown layer"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], expected: str, model: Path, tmp_path: Path) -> None:
+    done = within("explain", words[0], model, "digits", tmp_path / "out", *words[1:], check=False)
+    assert done.exit_code == 2
+    assert expected in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "width", "scheme"), [("gradcam", 390, "dark"), ("occlusion", 1280, "light")])
+def test_browser_shows_the_page(browser: Any, model: Path, tmp_path: Path, name: str, width: int, scheme: str) -> None:
+    out, more = tmp_path / "out", ["--window", "3"] if name == "occlusion" else []
+    within("explain", name, model, "digits", out, "--images", "30", "--of", "true", "--threads", "1", *more)
+    look_at(browser, out / "report.html", width=width, scheme=scheme)
+
+
+def test_colours_run_from_end_to_end() -> None:
+    for scale in (explain_page.RISING, explain_page.SIGNED):
+        ends = explain_page.coloured(np.array([0.0, 1.0]), scale)
+        assert tuple(ends[0]) == scale[0][1]
+        assert tuple(ends[1]) == scale[-1][1]
+    values, cover = explain_page.heat(np.array([[-2.0, 0.0, 1.0]]), signed=True)
+    assert values.tolist() == [[0.0, 0.5, 0.75]]
+    assert cover.tolist() == [[1.0, 0.0, 0.5]]
