@@ -17,7 +17,7 @@ FLOORS = [
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
     {"explainers", "evasions"},
-    {"detectors", "hardness"},
+    {"detectors", "hardness", "defences", "cleaners"},
     {"readers", "writers", "marks"},
     {"perturbation", "victims", "finder"},
     {"population"},

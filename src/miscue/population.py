@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
+from miscue.losses import plain
 from miscue.marks import Pixels
 from miscue.train import augmented, scheduled
 from miscue.victims import Victim
@@ -99,6 +100,9 @@ def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: The
     numbered = list(enumerate(members))
     for victim, group in groupby(numbered, key=lambda pair: pair[1].victim):
         places, these = zip(*group, strict=True)
+        if victim.loss is not plain:  # a loss of the user's own knows nothing of stacks
+            yield from ((place, _fit(then, sets, member)) for place, member in zip(places, these, strict=True))
+            continue
         models = [victim.untrained(data, member.dice, device=str(data.images.device)) for member in these]
         stack = Stacked(models)
         stream = side_by_side(data, these)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +64,11 @@ class Recipe:
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
             )
 
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser of this recipe over the model's parameters."""
+    def make_optimizer(self, model: nn.Module | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of this recipe over the model's parameters, or over groups of some."""
         make = OPTIMIZERS[self.optimizer]
-        return make(model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        parameters = model.parameters() if isinstance(model, nn.Module) else model
+        return make(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def rate(self, progress: float) -> float:
         """The learning rate after a share `progress` in [0, 1] of the run."""
@@ -169,10 +171,19 @@ def holed(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
 
 
 def scheduled(
-    model: nn.Module, stream: Iterable[Batch], recipe: Recipe, images: int, *, loss: Loss = plain
+    model: nn.Module,
+    stream: Iterable[Batch],
+    recipe: Recipe,
+    images: int,
+    *,
+    loss: Loss = plain,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` in place on the batches of `stream`, made from so many images, as `fitting` does."""
-    optimizer = recipe.make_optimizer(model)
+    """Train `model` in place on the batches of `stream`, made from so many images, as `fitting` does.
+
+    A parameter group of the optimiser may have a `pace`, a factor of the recipe's rate.
+    """
+    optimizer = optimizer or recipe.make_optimizer(model)
     per_epoch = max(1, images // recipe.batch_size)
     model.train()
     total: Tensor | float = 0.0
@@ -180,7 +191,7 @@ def scheduled(
         total = total + step.loss
         done = step.number + 1
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(done / (per_epoch * recipe.epochs))
+            group["lr"] = recipe.rate(done / (per_epoch * recipe.epochs)) * group.get("pace", 1.0)
         if done % per_epoch == 0:
             mean = float(total) / per_epoch
             if not math.isfinite(mean):

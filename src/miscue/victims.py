@@ -14,6 +14,7 @@ from torch import nn
 from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
+from miscue.losses import Loss, plain
 from miscue.models.estimators import ESTIMATORS, Estimator, estimator
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
@@ -36,10 +37,11 @@ class AnyVictim(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Victim:
-    """A network (a key of NETWORKS) and the recipe it is trained by."""
+    """A network (a key of NETWORKS), the recipe it is trained by, and the loss that falls."""
 
     network: str
     recipe: Recipe = field(default_factory=Recipe)
+    loss: Loss = plain
 
     @property
     def epochs(self) -> int:
@@ -56,7 +58,7 @@ class Victim:
 
     def learning(self, model: nn.Module, data: Data, dice: Dice, *, shown: Shown | None = None) -> Iterator[Epoch]:
         """Train `model` in place; yields after every epoch with the model in eval mode."""
-        return fitting(model, data, self.recipe, dice.named("training"), shown=shown)
+        return fitting(model, data, self.recipe, dice.named("training"), loss=self.loss, shown=shown)
 
     def __call__(self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None) -> nn.Module:
         """A model trained on `data` from fresh weights, in eval mode."""

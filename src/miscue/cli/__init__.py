@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from miscue.cli import attack, data, demo, explain, poison
+from miscue.cli import attack, data, demo, explain, harden, poison
 from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(poison.app, name="poison")
 app.add_typer(attack.app, name="attack")
 app.add_typer(explain.app, name="explain")
+app.add_typer(harden.app, name="harden")
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate)

@@ -35,10 +35,12 @@ from miscue.report import attack_page, detect_page, explain_page, page, rank_pag
 from miscue.run import Tick, provenance
 from miscue.victims import network
 
+TRAINED = Annotated[Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)]
+
 
 def train(
     data: DATA,
-    out: Annotated[Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)],
+    out: TRAINED,
     victim: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "cnn",
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.files import atomic
+from miscue.models.bounded import swapped
+from miscue.models.clipping import clipped
 from miscue.models.detector import DETECTORS
 from miscue.models.generators import GENERATORS
 from miscue.models.networks import NETWORKS, Shape
@@ -26,7 +28,8 @@ FORMAT = "miscue 1"
 class Plan:
     """What a network is before it has weights: a name in one of the three tables, the image shape (c, h, w), options.
 
-    Options are plain data: `classes` for a classifier or a detector, `eps` and perhaps `channels` for a generator. A
+    Options are plain data: `classes` for a classifier or a detector, `eps` and perhaps `channels` for a generator;
+    `bounded`, a slope, where the ReLUs are bounded, and `norm_clip` where the norms of feature maps are clipped. A
     detector takes images of any height and width; its plan has 0 for them.
     """
 
@@ -83,7 +86,16 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def restore(plan: Plan, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
     """The network of `plan` with the weights `tensors`, in eval mode."""
-    model = build(plan, Dice())
+    slope = plan.options.get("bounded")
+    plain = {key: value for key, value in plan.options.items() if key not in ("bounded", "norm_clip")}
+    model = build(replace(plan, options=plain), Dice())
+    if plan.options.get("norm_clip"):
+        clipped(model, torch.ones(()))
+    if slope is not None:
+        starts = {
+            key.removesuffix(".raw"): torch.ones_like(raw) for key, raw in tensors.items() if key.endswith(".raw")
+        }
+        swapped(model, starts, slope=slope)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
