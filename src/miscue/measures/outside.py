@@ -1,0 +1,54 @@
+"""What a classifier does with images of none of its classes: how sure it is, and whether that tells them apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from miscue.data import floats
+from miscue.errors import InputError
+from miscue.models.modes import frozen
+from miscue.models.networks import device_of
+
+
+def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: int = 256) -> Tensor:
+    """The largest class probability for uint8 images times `scale`, without cutting off at white: float (n,).
+
+    Raises:
+        InputError: a scale that is not positive.
+    """
+    if not scale > 0:
+        raise InputError(f"scale must be positive, got {scale:g}")
+    with frozen(model), torch.no_grad():
+        return torch.cat(
+            [
+                model(scale * floats(part.to(device_of(model)), channels_last=True)).softmax(1).amax(1).cpu()
+                for part in images.split(chunk)
+            ]
+        )
+
+
+def told_apart(inside: Tensor, outside: Tensor) -> dict[str, float]:
+    """How well a score that is to be larger for known images tells unknown ones apart, in percent.
+
+    Returns:
+        "auc": how often a known image has the larger score; "fpr_at_95": the share of unknown images that pass where
+        95 % of the known ones do.
+    """
+    if not len(inside) or not len(outside):
+        raise InputError("scores of both known and unknown images are needed")
+    known = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
+    values = torch.cat([inside, outside]).double()
+    _, where, counts = values.unique(return_inverse=True, return_counts=True)
+    mean_rank = (counts.cumsum(0) - (counts - 1) / 2)[where]
+    wins = float(mean_rank[known == 1].sum()) - len(inside) * (len(inside) + 1) / 2
+    threshold = inside.double().quantile(0.05)
+    return {
+        "auc": 100 * wins / (len(inside) * len(outside)),
+        "fpr_at_95": 100 * float((outside.double() >= threshold).double().mean()),
+    }
+
+
+def histogram(scores: Tensor, *, bins: int = 20) -> list[float]:
+    """The shares of scores in equal parts of [0, 1], in percent."""
+    return (100 * torch.histc(scores.float(), bins, 0, 1) / max(len(scores), 1)).tolist()
