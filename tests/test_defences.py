@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import striped, within
+from conftest import look_at, striped, within
 from miscue.cleaners import CLEANERS, bit_depth, grayscale, jpeg, median, pixel_outliers
 from miscue.data import Batch, Data, floats
 from miscue.defences import LOSSES
@@ -353,3 +355,29 @@ def test_training_by_another_loss(name: str, more: list[str], tmp_path: Path) ->
     row = json.loads(within(*words, *more).stdout)
     assert row["test_accuracy"] > 60
     assert load_model(out)[1]["loss"]["name"] == name
+
+
+def test_activations_as_a_page(saved: Path, tmp_path: Path, browser: Any) -> None:
+    out = tmp_path / "out"
+    words = ["activations", saved, "digits", out, "--images", "200", "--threads", "1", "--json"]
+    row = json.loads(within(*words).stdout)
+    assert row["layers"] == 3
+    look_at(browser, out / "report.html", width=390, scheme="dark")
+    page = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    within("report", out)
+    assert (out / "report.html").read_text() == page
+    bright = tmp_path / "bright.npz"
+    digits = read("digits")
+    white = torch.full_like(digits.test.images, 255)
+    arrays = {
+        "x_train": white[:, 0],
+        "y_train": digits.test.labels,
+        "x_test": white[:, 0],
+        "y_test": digits.test.labels,
+    }
+    np.savez(bright, **{key: value.numpy() for key, value in arrays.items()})
+    louder = json.loads(within(*words, "--overwrite", "--other", bright).stdout)
+    assert louder["overdriven"] > row["overdriven"]
+    refused = within(*words, "--overwrite", "--other", "nowhere.npz", check=False)
+    assert refused.exit_code == 2

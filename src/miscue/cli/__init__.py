@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from miscue.cli import attack, data, demo, explain, harden, poison
+from miscue.cli.activations import activations
 from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
@@ -32,6 +33,7 @@ app.command("evaluate")(evaluate)
 app.command("train")(train)
 app.command("train-detector")(train_detector)
 app.command("rank")(rank)
+app.command("activations")(activations)
 app.command("calibrate")(calibrate)
 app.command("detect")(detect)
 app.command("certify")(certify)

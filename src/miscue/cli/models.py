@@ -31,7 +31,7 @@ from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
-from miscue.report import attack_page, detect_page, explain_page, page, rank_page, scenes_page
+from miscue.report import activations_page, attack_page, detect_page, explain_page, page, rank_page, scenes_page
 from miscue.run import Tick, provenance
 from miscue.victims import network
 
@@ -108,6 +108,7 @@ def epoch_words(fact: dict[str, Any]) -> str:
 
 
 PAGES = {
+    "activations": activations_page,
     "attack": attack_page,
     "scenes": scenes_page,
     "explain": explain_page,

@@ -132,6 +132,34 @@ def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
     )
 
 
+def alexnet(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True) -> nn.Module:
+    """AlexNet (Krizhevsky et al. 2012) for images of about 32 pixels: five 3x3 convolutions, three poolings, BatchNorm.
+
+    Widths 64, 192, 384, 256, 256 and hidden layers of 1024, all times `width`; dropout is left out.
+    """
+    channels, height, width_ = shape
+    layers: list[nn.Module] = []
+    for outputs, pooled in ((64, True), (192, True), (384, False), (256, False), (256, True)):
+        wide = max(1, round(outputs * width))
+        layers.append(Conv2d(channels, wide, 3, padding=1, bias=not batch_norm))
+        if batch_norm:
+            layers.append(BatchNorm2d(wide))
+        layers.append(ReLU())
+        channels = wide
+        if pooled and min(height, width_) >= 2:
+            layers.append(MaxPool2d(2))
+            height, width_ = height // 2, width_ // 2
+    inputs, hidden = channels * height * width_, max(1, round(1024 * width))
+    layers.append(Flatten())
+    for _ in range(2):
+        layers.append(nn.Linear(inputs, hidden, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(hidden))
+        layers.append(ReLU())
+        inputs = hidden
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
 def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
     """`cnn-padded` with random Fourier features before its scores."""
     body, features = headless(cnn(shape, classes, batch_norm=False, padded=True))
@@ -165,6 +193,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-nystrom": cnn_nystrom,
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
+    "alexnet": alexnet,
 }
 
 

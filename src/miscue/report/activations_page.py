@@ -1,0 +1,99 @@
+"""The page of a network's activations: quantiles by layer, and the images that drive a neuron too far."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miscue.errors import InputError
+from miscue.report import figures
+from miscue.report.figures import number
+from miscue.report.template import rendered, saved
+
+
+def write(run: Path) -> Path:
+    """Write `report.html` into the folder `run` and return its path.
+
+    Raises:
+        InputError: the folder does not hold such a run.
+    """
+    return saved(run, html(run))
+
+
+def html(run: Path) -> str:
+    """The page as text."""
+    try:
+        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        with np.load(run / "images.npz", allow_pickle=False) as archive:
+            images = dict(zip(archive["index"].tolist(), archive["images"], strict=True))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} does not hold a look at activations: {error}") from None
+    usual, looked = settings["layers"]["usual"], settings["layers"]["looked at"]
+    return rendered(
+        "activations.html.jinja",
+        title=settings["title"],
+        created=settings.get("created") or "",
+        command=settings.get("command") or "",
+        verdict=verdict(settings),
+        tiles=tiles(usual, looked),
+        layers=[bars(one, other) for one, other in zip(usual, looked, strict=True)],
+        weights=[(name, number(norm, 2)) for name, norm in settings["weights"].items()],
+        neurons=[pictured(neuron, images) for neuron in settings["neurons"]],
+        facts=[("other", str(settings["other"]))],
+        more=[(name, str(settings[name])) for name in ("model", "data", "split", "device", "commit")],
+    )
+
+
+def verdict(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """The outcome in a sentence, in pieces: (text, the tone of a number or "")."""
+    loud = settings["neurons"][0]
+    return [
+        ("The loudest image drives channel ", ""),
+        (f"{loud['channel']} of {loud['layer'] or 'the network'}", "poisoned"),
+        (" to ", ""),
+        (f"{loud['beyond']:.1f} times", "poisoned"),
+        (" what it usually reaches.", ""),
+    ]
+
+
+def tiles(usual: list[dict[str, Any]], looked: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The key figures."""
+    most, other = (max(layer["largest"] for layer in some) for some in (usual, looked))
+    return [
+        {"label": "layers", "value": str(len(usual)), "note": "with activations", "tone": ""},
+        {"label": "largest, usual", "value": number(most, 2), "note": "activation", "tone": "clean"},
+        {"label": "largest, looked at", "value": number(other, 2), "note": "activation", "tone": "poisoned"},
+    ]
+
+
+def bars(usual: dict[str, Any], looked: dict[str, Any]) -> dict[str, Any]:
+    """A layer's quantiles as shares of the larger maximum."""
+    most = max(usual["largest"], looked["largest"], 1e-12)
+    return {
+        "name": usual["name"] or "the network",
+        "rows": [
+            {
+                "tone": tone,
+                "what": what,
+                "marks": [100 * max(value, 0) / most for value in (*layer["quantiles"], layer["largest"])],
+                "largest": number(layer["largest"], 2),
+                "active": number(layer["active"]),
+            }
+            for tone, what, layer in (("clean", "usual", usual), ("poisoned", "looked at", looked))
+        ],
+    }
+
+
+def pictured(neuron: dict[str, Any], images: dict[int, np.ndarray]) -> dict[str, Any]:
+    """A neuron with the images that drive it."""
+    stride = -(-max(next(iter(images.values())).shape[1:]) // figures.SAMPLE_SIDE)
+    return {
+        "name": f"{neuron['layer'] or 'the network'}, channel {neuron['channel']}",
+        "images": [
+            {"picture": figures.png(np.ascontiguousarray(images[i][:, ::stride, ::stride])), "value": f"{value:.1f} ×"}
+            for i, value in zip(neuron["images"], neuron["values"], strict=True)
+        ],
+    }
