@@ -109,10 +109,10 @@ def test_evaluate_on_one_condition_alone_and_then_on_both(npz: Path, poisoned: P
 
 def test_train_saves_a_model_with_its_scores(npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
-    done = miscue("train", npz, out, "--victim", "cnn-small", "--epochs", "3", "--threads", "1", "--json")
+    done = within("train", npz, out, "--victim", "cnn-small", "--epochs", "3", "--threads", "1", "--json")
     assert json.loads(done.stdout)["test_accuracy"] > 50
     assert out.exists()
-    assert "exists already" in miscue("train", npz, out, check=False).stderr
+    assert "exists already" in within("train", npz, out, check=False).stderr
 
 
 def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> None:
@@ -200,9 +200,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "expected"), BAD, ids=[" ".join(words[:2] + words[-2:]) for words, _ in BAD])
-def test_bad_input_is_one_line_and_exit_code_2(words: list[str], expected: str, tmp_path: Path) -> None:
-    done = miscue(*[str(tmp_path / "out") if w == "OUT" else w for w in words], check=False, cwd=tmp_path)
-    assert done.returncode == 2
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = within(*[str(tmp_path / "out") if w == "OUT" else w for w in words], check=False)
+    assert done.exit_code == 2
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
@@ -290,7 +293,7 @@ def test_a_preset_brings_its_label_map(npz: Path, tmp_path: Path) -> None:
     short += ["--surrogate", "cnn-small", "--warm-up-surrogates", "cnn-small", "--batch-size", "16", "--threads", "1"]
     targets = {}
     for name, given in (("usual", []), ("other", ["--label-map", "2,0,1"])):
-        miscue("poison", "deepconfuse", npz, tmp_path / name, *short, *given)
+        within("poison", "deepconfuse", npz, tmp_path / name, *short, *given)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         targets[name] = manifest["options"]["label_map"]
     assert targets == {"usual": [1, 2, 0], "other": [2, 0, 1]}

@@ -31,7 +31,7 @@ from miscue.measures.activations import layers, maxima, overdriven, weight_norms
 from miscue.models.networks import placed
 from miscue.readers import read
 from miscue.report import activations_page
-from miscue.run import provenance, rewrite
+from miscue.run import provenance, written
 
 SHOWN = 12  # neurons on the page
 EACH = 5  # images of each
@@ -86,17 +86,9 @@ def activations(
         } | provenance(command_line(), where)
         shown = sorted({i for neuron in neurons for i in neuron["images"]})
         write_arrays(out / "images.npz", {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()})
-        facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
-        rewrite(
-            out / "records.jsonl",
-            [
-                {"table": "activations", "row": {"data": data, "other": other, "set": name, "layer": layer.name}}
-                | {"measure": "largest_activation", "published": None, "mean": layer.largest, "std": None}
-                | {"n": 1, "seconds": None, **facts, "command": settings["command"], "note": None}
-                for name, many in sets.items()
-                for layer in many
-            ],
-        )
+        most = {f"largest {kind} {layer.name}": layer.largest for kind, many in sets.items() for layer in many}
+        line = {"data": data, "other": other, "network": source.name}
+        written(out / "records.jsonl", line, most, settings, len(looked))
         write_json(out / "run.json", settings)
         far = 100 * sum(float((values > 1).any(1).double().mean()) for values in found.values()) / len(found)
         console.say(f"{out}: on the mean layer {far:.1f} % of the images drive some channel beyond its usual 99.9 %")

@@ -41,7 +41,7 @@ from miscue.labels import label_map
 from miscue.layouts.pictures import png
 from miscue.models.networks import placed
 from miscue.report import attack_page
-from miscue.run import Tick, fingerprint, provenance, refuse_other, rewrite
+from miscue.run import Tick, fingerprint, provenance, refuse_other, written
 
 app = typer.Typer(no_args_is_help=True, help="Attack a trained model's images.")
 HIDDEN = ("target", "dice", "chunk", "transform")
@@ -194,16 +194,9 @@ def save(out: Path, attacked: Attacked, curve: Tensor, settings: dict[str, Any],
             channels = attacked.images.shape[1]
             temporary.write_bytes(png(attacked.images[i] if channels in (1, 3) else attacked.images[i, :1]))
     write_arrays(out / "adversarials.npz", arrays(attacked) | {"curve": curve.numpy()})
-    facts = {"scale": "laptop", "data": settings["data"], "device": settings["device"], "commit": settings["commit"]}
-    facts |= {"command": settings["command"], "note": None}
     line = {"data": settings["data"], "method": settings["method"], **settings["options"]}
     line |= {"network": settings["network"], "targets": settings["targets"]}
-    rows = [
-        {"table": "attack", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
-        | {"n": len(attacked), "seconds": None, **facts}
-        for measure, value in row.items()
-    ]
-    rewrite(out / "records.jsonl", rows)
+    written(out / "records.jsonl", line, row, settings, len(attacked))
     shutil.rmtree(out / "parts")
 
 

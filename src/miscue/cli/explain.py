@@ -38,7 +38,7 @@ from miscue.measures.attribution import deletion, insertion, share_inside
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of, placed
 from miscue.report import explain_page
-from miscue.run import Tick, fingerprint, provenance, rewrite
+from miscue.run import Tick, fingerprint, provenance, written
 
 app = typer.Typer(no_args_is_help=True, help="Show where a model looks.")
 PART = 16  # images between two ticks of the clock
@@ -134,16 +134,8 @@ def explain_data(
     write_arrays(
         out / "maps.npz", {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
     )
-    facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
     line = {"data": data, "method": name, **options, "network": source.name, "of": of}
-    rewrite(
-        out / "records.jsonl",
-        [
-            {"table": "explain", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
-            | {"n": len(some), "seconds": None, **facts, "command": settings["command"], "note": None}
-            for measure, value in row.items()
-        ],
-    )
+    written(out / "records.jsonl", line, row, settings, len(some))
     write_json(out / "run.json", settings)
     console.say(f"{out}: {words(row)}")
     console.say(f"{explain_page.write(out)}: the page")

@@ -34,7 +34,7 @@ from miscue.hardness import HARDNESS, auroc, ease
 from miscue.measures.accuracy import predictions
 from miscue.models.networks import placed
 from miscue.report import rank_page
-from miscue.run import Tick, fingerprint, provenance, rewrite
+from miscue.run import Tick, fingerprint, provenance, written
 
 PART = 64  # images between two ticks of the clock
 
@@ -93,16 +93,8 @@ def rank(
             temporary.write_text(table(some, values, named, order), encoding="utf-8")
         arrays = {"images": some.images, "labels": some.labels, "named": named, "values": values, "order": order}
         write_arrays(out / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
-        facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
         line = {"data": data, "by": by, "network": source.name}
-        rewrite(
-            out / "records.jsonl",
-            [
-                {"table": "rank", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
-                | {"n": len(some), "seconds": None, **facts, "command": settings["command"], "note": None}
-                for measure, value in row.items()
-            ],
-        )
+        written(out / "records.jsonl", line, row, settings, len(some))
         write_json(out / "run.json", settings)
         console.say(f"{out / 'ranking.csv'}: {len(some)} images, the hardest first")
         console.say(f"{rank_page.write(out)}: the page")

@@ -29,7 +29,7 @@ from miscue.models.networks import placed
 from miscue.models.store import load_model, save_model
 from miscue.readers import read_scenes
 from miscue.report import scenes_page
-from miscue.run import Tick, provenance, rewrite
+from miscue.run import Tick, provenance, written
 from miscue.scenes import Boxes, Scenes
 
 SCENES = Annotated[
@@ -164,16 +164,8 @@ def attack_scenes(
         "seed": seed,
     } | provenance(command_line(), where)
     row = judged(net, test, made[0], out, place=options["place"], label=label, where=where, dice=dice)
-    facts = {"scale": "laptop", "data": data, "device": settings["device"], "commit": settings["commit"]}
     line = {"data": data, "method": "dpatch", **options, "target": target, "network": settings["plan"]["name"]}
-    rewrite(
-        out / "records.jsonl",
-        [
-            {"table": "attack", "row": line, "measure": measure, "published": None, "mean": value, "std": None}
-            | {"n": len(test), "seconds": None, **facts, "command": settings["command"], "note": None}
-            for measure, value in row.items()
-        ],
-    )
+    written(out / "records.jsonl", line, row, settings, len(test))
     write_json(out / "run.json", settings)
     console.say(
         f"{out}: average precision on {len(test)} other photos {row['map_50']:.1f} %, with a patch of noise "
