@@ -23,7 +23,9 @@ FLOORS = [
     {"population"},
     {"poisons"},
     {"evaluation", "assault"},
-    {"run"},
+    {"run", "spec"},
+    {"tables"},
+    {"reproduce"},
     {"report"},
     {"cli", "__main__"},
 ]

@@ -66,6 +66,17 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes of this machine wait for; it is gone with the process that holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write numpy arrays as a compressed npz file, atomically."""
     buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
 from miscue.cli.rank import rank
+from miscue.cli.reproduce import reproduce
 from miscue.cli.scenes import train_detector
 from miscue.memory import keep_freed_memory
 
@@ -37,6 +38,7 @@ app.command("activations")(activations)
 app.command("calibrate")(calibrate)
 app.command("detect")(detect)
 app.command("certify")(certify)
+app.command("reproduce")(reproduce)
 app.command("report")(report)
 
 

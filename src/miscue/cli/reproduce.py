@@ -1,0 +1,89 @@
+"""`miscue reproduce [TABLE ...]`: the seeds' tables in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from miscue.cli import console
+from miscue.cli.options import DEBUG, JSON, command_line
+from miscue.reproduce import cells, run, summed
+from miscue.run import provenance, rewrite
+from miscue.tables import SCALES, TABLES
+from miscue.tables.poisoned import device
+
+
+def reproduce(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Names as --list shows them; all if none.", show_default=False)
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only say which tables there are.")] = False,
+    scale: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(SCALES)}: seconds, hours on two cores, days.")
+    ] = "laptop",
+    seeds: Annotated[
+        int | None, typer.Option(help="Of each row; default: as many as the seed's table has.", min=1)
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Rows in whose settings all of these words occur, e.g. mnist,linear-svm.")
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 1,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or local for one started here.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of cells, records and what cells share.")] = Path("out/reproduce"),
+    json_: JSON = False,
+    debug: DEBUG = False,
+) -> None:
+    """Measure what the seeds' tables say, row by row, with the published figure beside each.
+
+    A killed run goes on where it stopped when it is given again. A cell that fails says why and does not stop the rest.
+    """
+    with console.guarded(debug=debug):
+        if list_:
+            for name, table in TABLES.items():
+                rows = list(table.rows(scale))
+                console.emit({"table": name, "title": table.title, "rows": len(rows)}) if json_ else console.say(
+                    f"{name:26} {len(rows):3} rows  {table.title}"
+                )
+            return
+        todo = cells(tables or [], scale=scale, seeds=seeds, only=only)
+        failed: list[dict[str, Any]] = []
+
+        def described(line: dict[str, Any]) -> str:
+            if "error" in line:
+                failed.append(line)
+            return words(line)
+
+        console.follow(run(todo, out, jobs=jobs, cluster=cluster), "reproducing", described)
+        about = provenance(command_line(), device())
+        records = summed(todo, out, {key: about[key] for key in ("device", "commit", "command")})
+        rewrite(out / "records.jsonl", records)
+        for record in records:
+            if json_:
+                console.emit(record)
+            elif record["published"] is not None:
+                console.say(compared(record))
+        console.say(f"{out / 'records.jsonl'}: {len(records)} measures; {len(failed)} of {len(todo)} cells failed")
+        if failed:
+            raise typer.Exit(console.EXIT_SYSTEM)
+
+
+def words(line: dict[str, Any]) -> str:
+    """A cell in words."""
+    spec = line["spec"]
+    row = ", ".join(f"{key} {value}" for key, value in spec["row"].items() if value is not None and key != "options")
+    if "error" in line:
+        return f"{spec['table']}: {row}, seed {spec['seed']} failed: {line['error']}"
+    first, value = next(iter(line["measures"].items()))
+    return f"{spec['table']}: {row}, seed {spec['seed']}: {first} {value:.2f}, {console.clock(line['seconds'])}"
+
+
+def compared(record: dict[str, Any]) -> str:
+    """A measure beside the published figure."""
+    row = ", ".join(str(value) for key, value in record["row"].items() if value is not None and key != "options")
+    spread = f" ± {record['std']:.2f}" if record["std"] is not None else ""
+    found = f"{record['measure']} {record['mean']:.2f}{spread}"
+    return f"{record['table']}: {row}: {found}, published {record['published']:.2f}"

@@ -1,0 +1,164 @@
+"""Run the cells of tables that are not there yet, here or on a cluster, and sum them up.
+
+A cell is a `Spec`; cells.jsonl has a line for each that is done, by its name. A killed run goes on. A cell that fails
+is recorded with its reason, does not stop the rest, and is tried again the next time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from miscue.errors import InputError, lookup
+from miscue.run import Tick, append, lines, rewrite
+from miscue.spec import Spec
+from miscue.tables import SCALES, TABLES, Row, Workshop
+from miscue.workers import LostWorkerError, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A spec and the row it is of."""
+
+    spec: Spec
+    row: Row
+
+
+def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: str = "") -> list[Cell]:
+    """The cells of some tables, or of all.
+
+    Args:
+        tables: names; all of TABLES if none.
+        scale: "smoke", "laptop" or "paper".
+        seeds: for each row; as many as the seed's table has if None, one at the scale "smoke".
+        only: keep rows in whose settings all of these words, with commas between, occur.
+
+    Raises:
+        InputError: an unknown table or scale, or nothing left.
+    """
+    lookup(dict.fromkeys(SCALES), scale, "scale")
+    words = [word for word in only.split(",") if word]
+    found = []
+    for name in tables or TABLES:
+        for row in lookup(TABLES, name, "table").rows(scale):
+            values = {str(value) for value in row.settings.values()}
+            if not all(word in values for word in words):
+                continue
+            count = seeds or (1 if scale == "smoke" else row.seeds)
+            found += [
+                Cell(spec=Spec(table=name, row=row.settings, scale=scale, seed=seed), row=row) for seed in range(count)
+            ]
+    if not found:
+        raise InputError(f"no row has all of {', '.join(words)}")
+    return found
+
+
+def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
+    """The line of a cell: its spec, and its measures or why there are none."""
+    started = time.monotonic()
+    line: dict[str, Any] = {"cell": cell.spec.name, "spec": asdict(cell.spec)}
+    try:
+        line["measures"] = cell.row.measure(cell.spec.row, cell.spec.seed, workshop)
+    except (InputError, RuntimeError, OSError, ValueError, ArithmeticError) as error:
+        line["error"] = f"{type(error).__name__}: {error}"
+    return line | {"seconds": round(time.monotonic() - started, 2)}
+
+
+def run(todo: Sequence[Cell], folder: Path, *, jobs: int = 1, cluster: str | None = None) -> Iterator[Tick]:
+    """Measure the cells that `folder` does not have.
+
+    Args:
+        todo: the cells.
+        folder: gets cells.jsonl, and a workshop for what cells share.
+        jobs: processes side by side on this machine.
+        cluster: the address of a Ray cluster that sees `folder` too, or "local" for one started here.
+
+    Yields:
+        a Tick for each cell; its fact is the cell's line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log, workshop = folder / "cells.jsonl", Workshop((folder / "workshop").resolve())
+    known = [line for line in lines(log) if "measures" in line]
+    rewrite(log, known)
+    have = {line["cell"] for line in known}
+    left = [cell for cell in todo if cell.spec.name not in have]
+    done = len(todo) - len(left)
+    yield Tick(done=done, total=len(todo))
+    walk = on_ray(cluster, workshop, left) if cluster else side_by_side(jobs, workshop, left)
+    for line in walk:
+        append(log, line)
+        done += 1
+        yield Tick(done=done, total=len(todo), fact=line)
+
+
+def side_by_side(jobs: int, workshop: Workshop, left: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """The lines of the cells, by processes of this machine; one whose process died twice says so."""
+    with Workers(workshop, jobs) as workers:
+        for place, line in workers.map(measured, left):
+            if isinstance(line, LostWorkerError):
+                spec = left[place].spec
+                line = {"cell": spec.name, "spec": asdict(spec), "error": str(line), "seconds": 0.0}
+            yield line
+
+
+def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """The lines of the cells, by the workers of a Ray cluster; one that dies loses no more than its own cell's work.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--cluster needs Ray: pip install 'miscue[cluster]'") from None
+    ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    try:
+        remote = ray.remote(max_retries=2)(measured)
+        waiting = {remote.remote(workshop, cell): cell for cell in left}
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            cell = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except ray.exceptions.RayError as error:
+                line = {"cell": cell.spec.name, "spec": asdict(cell.spec), "seconds": 0.0}
+                yield line | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    finally:
+        ray.shutdown()
+
+
+def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Record lines (fields as in results/): the mean, standard deviation and n of each row's cells that are done.
+
+    facts: device, commit and command.
+    """
+    have = {line["cell"]: line for line in lines(folder / "cells.jsonl") if "measures" in line}
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    for cell in todo:
+        rows.setdefault((cell.spec.table, repr(cell.spec.row)), []).append(cell)
+    found = []
+    for (table, _), members in rows.items():
+        done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
+        for measure in done[0]["measures"] if done else ():
+            values = [line["measures"][measure] for line in done if measure in line["measures"]]
+            found.append(
+                {
+                    "table": table,
+                    "row": members[0].spec.row,
+                    "measure": measure,
+                    "published": members[0].row.published.get(measure),
+                    "mean": round(statistics.fmean(values), 4),
+                    "std": round(statistics.stdev(values), 4) if len(values) > 1 else None,
+                    "n": len(values),
+                    "scale": members[0].spec.scale,
+                    "data": members[0].spec.row.get("data"),
+                    "seconds": sum(line["seconds"] for line in done),
+                    **facts,
+                    "note": None if len(done) == len(members) else f"{len(members) - len(done)} cells are missing",
+                }
+            )
+    return found

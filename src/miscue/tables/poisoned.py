@@ -1,0 +1,104 @@
+"""Cells of the tables of poisons: craft once, train a fresh victim, measure it on clean test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miscue.data import Data, Splits, mix
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.evaluation import MEASURES, Contest, arenas, whole_cell
+from miscue.labels import label_map
+from miscue.perturbation import Perturbation
+from miscue.poisons import POISONS, PRESETS, Attacker
+from miscue.readers import read
+from miscue.run import craft
+from miscue.tables.rows import Measures, Workshop
+from miscue.victims import Victim, victim
+
+
+@lru_cache(maxsize=2)
+def known(name: str) -> Splits:
+    """A data set, read once in a process."""
+    splits = read(name)
+    if splits.test is None:
+        raise InputError(f"{name} has no test set to measure on")
+    return splits
+
+
+def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
+    """The perturbation of a row: "data", "poison", "preset", and "options", "surrogate" and "epochs" where given."""
+    asked = {key: row.get(key) for key in ("data", "poison", "preset", "options", "surrogate", "epochs")}
+    preset = PRESETS[row["poison"]][row.get("preset") or "paper"]
+    options = preset.options | dict(row.get("options") or {})
+    train = known(row["data"]).train
+    if isinstance(options.get("label_map"), str):
+        options["label_map"] = label_map(options["label_map"], len(train.classes))
+    recipe = preset.recipe if row.get("epochs") is None else replace(preset.recipe, epochs=row["epochs"])
+    attacker = Attacker(
+        surrogate=row.get("surrogate") or preset.surrogate, recipe=recipe, dice=Dice(0), device=device()
+    )
+
+    def make(place: Path) -> None:
+        for _ in craft(POISONS[row["poison"]], train, attacker, options, place):
+            pass
+
+    return Perturbation.load(workshop.made("poison", asked, make) / "perturbation.safetensors")
+
+
+def device() -> str:
+    """CUDA where it is present."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """All measures of a fresh victim.
+
+    row: "data" and "victim"; "poison" and what `crafted` takes for a poisoned training set, None for the clean one;
+    "share" of poisoned images (1), "victim_epochs" (the victim's own number).
+    """
+    splits = known(row["data"])
+    assert splits.test is not None
+    perturbation = crafted(row, workshop) if row.get("poison") else None
+    poisoned = splits.train if perturbation is None else perturbation(splits.train)
+    share = float(row.get("share", 1.0))
+    if share < 1:
+        poisoned, _ = mix(splits.train, poisoned, share, Dice(seed).named("share"))
+    clean, other = arenas(splits.train, poisoned, splits.test, perturbation)
+    rule = (row.get("options") or {}).get("label_map")
+    if rule is None and row.get("poison"):
+        rule = PRESETS[row["poison"]][row.get("preset") or "paper"].options.get("label_map")
+    mapped = label_map(rule, len(splits.train.classes)) if isinstance(rule, str) else rule
+    return contested(row, clean if perturbation is None else other, seed, mapped)
+
+
+def contested(row: dict[str, Any], arena: Any, seed: int, rule: Any) -> Measures:
+    """A victim in an arena."""
+    contest = Contest(
+        arena=arena,
+        name=row["victim"],
+        victim=victim(row["victim"], row.get("victim_epochs")),
+        seed=seed,
+        label_map=rule,
+        device=device() if isinstance(victim(row["victim"]), Victim) else "cpu",
+    )
+    cell = whole_cell([contest], 0)
+    found = {name: float(cell[name]) for name in MEASURES if cell.get(name) is not None}
+    return found | {"test_error": 100 - found["test_accuracy"]}
+
+
+def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """The control of partial poisoning: instead of poison a share of random wrong labels."""
+    splits = known(row["data"])
+    assert splits.test is not None
+    train, dice = splits.train, Dice(seed).named("flipped")
+    wrong = torch.rand(len(train), generator=dice.named("which").generator()) < row["share"]
+    by = torch.randint(1, len(train.classes), train.labels.shape, generator=dice.named("by").generator())
+    data: Data = replace(train, labels=torch.where(wrong, (train.labels + by) % len(train.classes), train.labels))
+    clean, _ = arenas(data, data, splits.test, None)
+    return contested(row, clean, seed, None)

@@ -1,0 +1,189 @@
+"""Tables in one command: cells that are done once, go on after a kill, and say why they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import within
+from miscue.errors import InputError
+from miscue.reproduce import Cell, cells, measured, run, summed
+from miscue.spec import Spec
+from miscue.tables import TABLES, Row, Workshop
+
+FACTS = {"device": "cpu", "commit": None, "command": "test"}
+
+
+def counted(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """A cell that leaves a trace of every time it is measured."""
+    with (workshop.folder.parent / "trace").open("a") as file:
+        file.write(f"{row['value']} {seed}\n")
+    if row["value"] == 13:
+        raise InputError("thirteen is not measured")
+    return {"twice": 2.0 * row["value"] + seed, "half": row["value"] / 2}
+
+
+def deadly(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """A cell whose process dies the first time."""
+    mark = workshop.folder.parent / f"died {row['value']} {seed}"
+    if row["value"] % 2 and not mark.exists():
+        mark.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": float(row["value"])}
+
+
+def some(*values: int, measure: Any = counted, seeds: int = 2) -> list[Cell]:
+    return [
+        Cell(
+            spec=Spec(table="t", row={"value": value}, scale="smoke", seed=seed), row=Row(settings={}, measure=measure)
+        )
+        for value in values
+        for seed in range(seeds)
+    ]
+
+
+def trace(folder: Path) -> list[str]:
+    return (folder / "trace").read_text().splitlines()
+
+
+def test_a_spec_is_named_by_its_content() -> None:
+    one = Spec(table="t", row={"a": 1, "b": [2]}, scale="smoke", seed=0)
+    assert one.name == Spec(table="t", row={"b": [2], "a": 1}, scale="smoke", seed=0).name
+    others = [replace(one, seed=1), replace(one, scale="laptop"), replace(one, row={"a": 1}), replace(one, table="u")]
+    assert len({one.name, *(other.name for other in others)}) == 5
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    first = list(run(some(1, 2), tmp_path))
+    assert [tick.done for tick in first] == [0, 1, 2, 3, 4]
+    assert len(trace(tmp_path)) == 4
+    again = list(run(some(1, 2, 3), tmp_path))
+    assert again[0].done == 4
+    assert len(trace(tmp_path)) == 6
+    with (tmp_path / "cells.jsonl").open("a") as file:  # a kill in the middle of a line
+        file.write('{"cell": "half a li')
+    assert next(run(some(1, 2, 3), tmp_path)).done == 6
+
+
+def test_a_failure_says_why_and_stops_nothing(tmp_path: Path) -> None:
+    facts = [tick.fact for tick in run(some(12, 13, 14), tmp_path) if tick.fact]
+    assert [("error" in fact) for fact in facts] == [False, False, True, True, False, False]
+    assert facts[2]["error"] == "InputError: thirteen is not measured"
+    list(run(some(12, 13, 14), tmp_path))
+    assert sum(line.startswith("13") for line in trace(tmp_path)) == 4, "tried again the next time"
+
+
+def test_records_have_means_and_say_what_is_missing(tmp_path: Path) -> None:
+    todo = some(4, 13, 6, seeds=3)
+    list(run(todo[:-1], tmp_path))
+    found = {(r["row"]["value"], r["measure"]): r for r in summed(todo, tmp_path, FACTS)}
+    assert set(found) == {(4, "twice"), (4, "half"), (6, "twice"), (6, "half")}
+    assert found[4, "twice"]["mean"] == 9
+    assert found[4, "twice"]["std"] == pytest.approx(1)
+    assert found[4, "twice"]["n"] == 3
+    assert found[4, "twice"]["note"] is None
+    assert found[6, "twice"]["note"] == "1 cells are missing"
+
+
+def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
+    list(run(some(1, 2, 3, 4, measure=deadly), tmp_path, jobs=2))
+    assert {r["mean"] for r in summed(some(1, 2, 3, 4, measure=deadly), tmp_path, FACTS)} == {1, 2, 3, 4}
+
+
+def test_ray_gives_the_same_records(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    todo = some(1, 2, 3, measure=deadly)
+    list(run(todo, tmp_path / "ray", cluster="local"))
+    (tmp_path / "ray").rename(tmp_path / "kept")
+    list(run(todo, tmp_path / "local"))
+    one, other = (summed(todo, tmp_path / name, FACTS) for name in ("kept", "local"))
+    assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+
+
+def test_a_workshop_makes_things_once(tmp_path: Path) -> None:
+    made = []
+    workshop = Workshop(tmp_path)
+    for settings in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2}):
+        place = workshop.made("thing", settings, lambda place: made.append(place))
+        assert json.loads((place / "made.json").read_text()) == settings
+    assert len(made) == 2
+
+    def fails(place: Path) -> None:
+        (place / "half").write_text("done")
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        workshop.made("thing", {"a": 3}, fails)
+    again = workshop.made("thing", {"a": 3}, lambda place: made.append((place / "half").read_text()))
+    assert made[-1] == "done"
+    assert again.exists()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path) -> None:
+    todo = cells([table], scale="smoke")
+    workshop = Workshop(tmp_path)
+    lines = [measured(workshop, cell) for cell in todo]
+    assert [line.get("error") for line in lines] == [None] * len(todo)
+    for cell, line in zip(todo, lines, strict=True):
+        assert set(cell.row.published) <= set(line["measures"]) | {"hit_rate"}
+        assert all(isinstance(value, float) for value in line["measures"].values())
+        json.dumps(line)
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_are_plain_data_and_differ(table: str, scale: str) -> None:
+    todo = cells([table], scale=scale)
+    assert len({cell.spec.name for cell in todo}) == len(todo)
+    assert all(json.loads(json.dumps(cell.spec.row)) == cell.spec.row for cell in todo)
+    assert len(todo) >= len(list(TABLES[table].rows(scale)))
+
+
+def test_rows_are_chosen_by_words() -> None:
+    chosen = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,single-pixel")
+    assert [cell.spec.row["victim"] for cell in chosen] == ["linear-svm"]
+    assert dict(chosen[0].row.published) == {"test_error": 90.3}
+    with pytest.raises(InputError, match="no row has all of nothing"):
+        cells([], scale="smoke", only="nothing")
+    with pytest.raises(InputError, match="did you mean single-pixel"):
+        cells(["single-pixl"], scale="smoke")
+    with pytest.raises(InputError, match="scale"):
+        cells([], scale="small")
+
+
+def test_the_command_is_killed_and_goes_on(tmp_path: Path) -> None:
+    words = ["reproduce", "single-pixel", "--scale", "smoke", "--seeds", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "miscue", *words], stderr=subprocess.DEVNULL)
+    log, deadline = tmp_path / "cells.jsonl", time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = log.read_text().splitlines()
+    assert 3 <= len(before) < 10
+    done = within(*words, "--json")
+    assert log.read_text().splitlines()[: len(before) - 1] == before[:-1]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {r["n"] for r in records if r["measure"] == "test_error"} == {2}
+    assert len({json.dumps(r["row"]) for r in records}) == 5
+
+
+def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.loads(line) for line in within("reproduce", "--list", "--json").stdout.splitlines()]
+    assert [row["table"] for row in rows] == list(TABLES)
+    monkeypatch.setenv("MISCUE_DATA", str(tmp_path / "nowhere"))
+    words = ["reproduce", "single-pixel-learners", "--only", "linear-svm,random-pixel", "--out", tmp_path / "out"]
+    done = within(*words, check=False)
+    assert done.exit_code == 3
+    assert "1 of 1 cells failed" in done.stderr
+    assert "failed: InputError" in done.stderr
