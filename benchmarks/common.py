@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from miscue.memory import keep_freed_memory
 from miscue.run import append, commit, device_name
-
-Measures = dict[str, float]
-"""Measure -> value for one seed. "kept blur 0.5" is the measure "kept" of the row with that distortion and strength."""
-Row = tuple[dict[str, object], Callable[[int], Measures]]
-"""What a row is of, and its measures for a seed."""
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -88,43 +78,3 @@ def record(row: dict[str, object], measure: str, mean: float, spread: float, n: 
             "note": note,
         }
         append(RESULTS / "benchmarks.jsonl", json.loads(json.dumps(line)))
-
-
-def measure_rows(rows: Iterable[tuple[str, Row]], table: str, about: str, *, data: Mapping[str, str]) -> None:
-    """The command line of a table's script: measure the rows whose name begins as --only says, one network a seed.
-
-    rows: (name, row); `row["data"]` is a key of `data`, which says what the set is.
-    """
-    parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows whose name begins with one of these, with commas between")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--record", action="store_true")
-    asked = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(asked.threads)
-    for name, (row, measured) in rows:
-        if not name.startswith(tuple(asked.only.split(","))):
-            continue
-        started = time.monotonic()
-        found = [measured(seed) for seed in range(asked.seeds)]
-        for measure in found[0]:
-            values = [one[measure] for one in found if not math.isnan(one.get(measure, math.nan))]
-            if not values:
-                continue
-            kind, _, rest = measure.partition(" ")
-            distortion, _, strength = rest.partition(" ")
-            more: dict[str, object] = {"distortion": distortion, "strength": float(strength)} if rest else {}
-            record = line(
-                table,
-                row | more,
-                kind,
-                values,
-                data=data[str(row["data"])],
-                seconds=time.monotonic() - started,
-                command=f"python {Path(sys.argv[0]).as_posix()} --only {name} --seeds {asked.seeds}",
-                note="one network a seed",
-            )
-            print(f"{record['row']} {kind} {record['mean']:.2f} +- {record['std'] or 0:.2f}", flush=True)
-            if asked.record:
-                append(RESULTS / f"{table}.jsonl", record)

@@ -19,6 +19,7 @@ from miscue.errors import InputError
 from miscue.reproduce import Cell, cells, measured, run, summed
 from miscue.spec import Spec
 from miscue.tables import TABLES, Row, Workshop
+from miscue.tables.defences import verdict
 
 FACTS = {"device": "cpu", "commit": None, "command": "test"}
 
@@ -187,3 +188,29 @@ def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 3
     assert "1 of 1 cells failed" in done.stderr
     assert "failed: InputError" in done.stderr
+
+
+def outcomes(on_original: float, on_bounded: float, carried: float) -> list[dict[str, Any]]:
+    rows = []
+    for made_on, against, success, both in (
+        ("original", "bounded", on_original, carried),
+        ("bounded", "original", on_bounded, 5.0),
+        ("original", "other", on_original, 9.0),
+    ):
+        row = {"attack": "pgd", "ways": 2, "made_on": made_on, "against": against, "leaky": False}
+        rows += [
+            {"row": row, "measure": name, "mean": value}
+            for name, value in (("success_where_made", success), ("both", both))
+        ]
+    return rows
+
+
+def test_the_verdict_goes_by_attacks_on_the_bounded_network_itself() -> None:
+    assert "only keeps attacks from transferring" in verdict(outcomes(90, 88, 3), "pgd", 2)
+    assert "Bounding helps." in verdict(outcomes(90, 40, 3), "pgd", 2)
+    leaking = {"attack": "pgd", "ways": 2, "made_on": "bounded", "against": "original", "leaky": True}
+    more = [*outcomes(90, 40, 3), {"row": leaking, "measure": "success_where_made", "mean": 87.0}]
+    assert "87 % succeed" in verdict(more, "pgd", 2)
+    assert "only keeps" in verdict(more, "pgd", 2)
+    with pytest.raises(InputError, match="no outcome of stickers"):
+        verdict(more, "stickers", 2)

@@ -143,7 +143,7 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
     found = []
     for (table, _), members in rows.items():
         done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
-        for measure in done[0]["measures"] if done else ():
+        for measure in dict.fromkeys(name for line in done for name in line["measures"]):
             values = [line["measures"][measure] for line in done if measure in line["measures"]]
             found.append(
                 {

@@ -20,7 +20,7 @@ from miscue.evasions.attempt import Goal, slope
 from miscue.models.modes import frozen
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Adversarial:
     """A loss: cross-entropy of images attacked within an L-infinity ball.
 
@@ -33,7 +33,7 @@ class Adversarial:
     eps: float = 8 / 255
     steps: int = 7
     seed: int = 0
-    generator: torch.Generator = field(init=False)
+    generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.eps > 0 or self.steps < 1:

@@ -13,7 +13,7 @@ from miscue.errors import InputError
 from miscue.evasions.scene import BOUNDS, render
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Scenic:
     """A loss: cross-entropy of images in scenes drawn at random.
 
@@ -26,7 +26,7 @@ class Scenic:
     strength: float = 1.0
     share: float = 0.5
     seed: int = 0
-    generator: torch.Generator = field(init=False)
+    generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.strength > 0 or not 0 < self.share <= 1:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from miscue.tables import deepconfuse, single_pixel
+from miscue.tables import attacks, deepconfuse, defences, single_pixel, understanding
 from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
 
@@ -24,6 +24,22 @@ TABLES: dict[str, Table] = {
     "single-pixel-learners": Table(title="Single pixels: test error of other learners", rows=single_pixel.learners),
     "single-pixel-heads": Table(title="Single pixels: does a robust feature map help?", rows=single_pixel.heads),
     "single-pixel-optimizers": Table(title="Single pixels: which optimisers fall for it", rows=single_pixel.optimizers),
+    "attacks": Table(title="Test-time attacks without or within a ball", rows=attacks.strength),
+    "one-pixel": Table(title="One pixel, by evolution and exhaustively", rows=attacks.one_pixel),
+    "stickers": Table(title="Stickers, by area and number", rows=attacks.stickers),
+    "patches": Table(title="One patch for all images", rows=attacks.patches),
+    "distortions": Table(title="What is left of an attack after a distortion", rows=attacks.distortions),
+    "explanations": Table(
+        title="Explanations: the pointing game, and the right reasons", rows=understanding.explanations
+    ),
+    "hard-samples": Table(title="Hard samples: which measure finds errors", rows=understanding.hard_samples),
+    "detection": Table(title="Stickers found by covering", rows=understanding.detection),
+    "outcomes": Table(title="Bounded activations: which network is fooled", rows=defences.outcomes),
+    "bounds": Table(title="Bounded activations: what they cost", rows=defences.bounds),
+    "defences": Table(title="Defences against attacks that know them", rows=defences.defences),
+    "cleaners": Table(title="Cleaners against poisons", rows=defences.cleaners),
+    "outsiders": Table(title="Images of no class", rows=defences.outsiders),
+    "certificates": Table(title="PatchCleanser: certified accuracy", rows=understanding.certificates),
 }
 
 __all__ = ["SCALES", "TABLES", "Measures", "Row", "Table", "Workshop"]

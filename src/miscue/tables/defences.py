@@ -1,0 +1,348 @@
+"""The tables of defences: attacks that know them, cleaners against poisons, images of no class.
+
+An attack on a defended network is made on that network (white-box), and where its gradients may be masked also through
+a copy whose gradients leak, and by queries alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miscue.cleaners import CLEANERS
+from miscue.data import Data
+from miscue.defences import Adversarial, Occluded, Scenic, bound, feature_norm, tuning
+from miscue.defences.bounded import leaky
+from miscue.detectors.patchcleanser import Masks, cleanse
+from miscue.dice import Dice
+from miscue.errors import InputError
+from miscue.evasions import Adversarial as Found
+from miscue.evasions import patch, pgd, stickers
+from miscue.evasions.attempt import scored
+from miscue.evasions.patch import pasted
+from miscue.measures.accuracy import accuracy
+from miscue.measures.activations import maxima
+from miscue.measures.outside import confidence, told_apart
+from miscue.models.modes import Model, frozen
+from miscue.readers import read
+from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena
+from miscue.tables.poisoned import crafted, known
+from miscue.tables.rows import Measures, Row, Workshop
+from miscue.tables.single_pixel import QUICK
+from miscue.tables.understanding import SIDES, holed
+from miscue.victims import Victim, network
+
+TWO = {"digits": (3, 8), "gtsrb": (14, 17)}  # of road signs: stop, and no entry
+STEPS = {"digits": 10, "gtsrb": 60}  # of PGD
+TUNED = {"digits": 2, "gtsrb": 4, "mnist": 1}  # epochs with bounds, out of all
+
+
+SLIDES = {
+    2: {"none": 3.0, "against_only": 0.0, "made_on_only": 91.0, "both": 6.0},
+    43: {"none": 17.0, "against_only": 0.0, "made_on_only": 80.5, "both": 2.5},
+}
+"""The slides' outcome tables; made on the original network, against the bounded one, in our reading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A network, the same with bounds, another seed's, and images of their classes."""
+
+    original: nn.Module
+    bounded: nn.Module
+    other: nn.Module
+    train: Data
+    test: Data
+
+
+def only(data: Data, classes: tuple[int, ...]) -> Data:
+    """The images of some classes, with labels from 0."""
+    some = data.take(torch.isin(data.labels, torch.tensor(classes)).nonzero()[:, 0])
+    labels = torch.tensor([classes.index(label) for label in some.labels.tolist()])
+    return replace(some, labels=labels, classes=tuple(data.classes[c] for c in classes))
+
+
+@lru_cache(maxsize=4)
+def pair(name: str, ways: int, seed: int) -> Pair:
+    """Trained for some epochs fewer than the recipe says, then for these with bounds, and without: the same budget."""
+    splits = known(name)
+    assert splits.test is not None
+    train, test = splits.train, splits.test
+    if ways == 2:
+        train, test = (only(part, TWO[name]) for part in (train, test))
+    usual, last = VICTIMS[name], TUNED[name]
+    recipe = replace(usual.recipe, epochs=max(1, usual.recipe.epochs - last))
+    tuned = replace(usual.recipe, epochs=last, lr=usual.recipe.lr / 5)
+    models = [replace(usual, recipe=recipe)(train, Dice(seed).named("pair", ways, number)) for number in (0, 1)]
+    bounded = bound(models[0], train.spread(2000))
+    for _ in tuning(bounded, train, tuned, Dice(seed).named("tune", ways)):
+        pass
+    for number, model in enumerate(models):
+        for _ in replace(usual, recipe=tuned).learning(model, train, Dice(seed).named("on", ways, number)):
+            pass
+    return Pair(original=models[0], bounded=bounded, other=models[1], train=train, test=test)
+
+
+def attacks(data: str, seed: int) -> dict[str, Callable[[Model, Tensor, Tensor], Found]]:
+    """The attacks of the outcome table, with their settings."""
+    steps, side, dice, small = STEPS[data], SIDES[data], Dice(seed).named("attack"), data == "digits"
+    quick: dict[str, Any] = {"population": 8, "generations": 3} if small else {}
+
+    def flat(model: Model, x: Tensor, y: Tensor) -> Found:
+        return stickers(model, x, y, area=0.15 if small else 0.1, until="sure", dice=dice, **quick)
+
+    def square(model: Model, x: Tensor, y: Tensor) -> Found:
+        return pgd(model, x, y, eps=1.0, alpha=0.05, steps=steps, side=side, restarts=3, dice=dice)
+
+    def ball(model: Model, x: Tensor, y: Tensor) -> Found:
+        eps = 0.15 if small else 8 / 255
+        return pgd(model, x, y, eps=eps, alpha=eps / 8, steps=steps, dice=dice)
+
+    def everywhere(model: Model, x: Tensor, y: Tensor) -> Found:
+        return patch(model, x, y, area=0.2 if small else 0.1, steps=10 * steps, dice=dice)
+
+    return {"stickers": flat, "square": square, "pgd": ball, "patch": everywhere}
+
+
+def wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images a model errs on: bool (n,)."""
+    with frozen(model):
+        return scored(model, x).argmax(1) != y
+
+
+def outcome(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Of attacks made on one network: none, the one, the other or both networks are fooled, in percent.
+
+    Images that either network misreads when clean are left out.
+    """
+    both = pair(row["data"], row["ways"], seed)
+    first, second = getattr(both, row["made_on"]), getattr(both, row["against"])
+    x, y = Arena(model=first, train=both.train, test=both.test).images(row["images"])
+    attacked = attacks(row["data"], seed)[row["attack"]](leaky(first) if row["leaky"] else first, x, y).x
+    right = ~(wrong(first, x, y) | wrong(second, x, y))
+    one, other = wrong(first, attacked, y)[right], wrong(second, attacked, y)[right]
+    shares = {"none": ~one & ~other, "made_on_only": one & ~other, "against_only": ~one & other, "both": one & other}
+    return {name: 100 * float(share.double().mean()) for name, share in shares.items()} | {
+        "success_where_made": 100 * float(one.double().mean())
+    }
+
+
+def verdict(records: list[dict[str, Any]], attack: str, ways: int) -> str:
+    """A sentence made from the numbers: does bounding help, or does it only keep attacks from transferring?
+
+    records: lines of the outcome table, as they are summed up.
+    """
+
+    def mean(made_on: str, against: str, measure: str, *, leaking: bool = False) -> float:
+        for record in records:
+            row = record["row"]
+            same = (row["attack"], row["ways"], row["made_on"], row["against"]) == (attack, ways, made_on, against)
+            if same and row["leaky"] == leaking and record["measure"] == measure:
+                return float(record["mean"])
+        raise InputError(f"no outcome of {attack}, {ways} ways, made on {made_on}")
+
+    carried = mean("original", "bounded", "both")
+    control = mean("original", "other", "both")
+    on_original = mean("original", "bounded", "success_where_made")
+    on_bounded = mean("bounded", "original", "success_where_made")
+    with suppress(InputError):
+        on_bounded = max(on_bounded, mean("bounded", "original", "success_where_made", leaking=True))
+    helps = on_bounded < on_original - 10
+    text = f"{attack}, {ways} classes: of attacks on the original {carried:.0f} % fool the bounded network too, "
+    text += f"and {control:.0f} % another one without bounds; made on the bounded network itself "
+    text += f"{on_bounded:.0f} % succeed, on the original {on_original:.0f} %. "
+    return text + ("Bounding helps." if helps else "Bounding only keeps attacks from transferring, if that.")
+
+
+def kept_accuracy(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Clean accuracy with bounds and without, from the same budget of epochs."""
+    both = pair(row["data"], row["ways"], seed)
+    return {
+        "accuracy_original": accuracy(both.original, both.test),
+        "accuracy_bounded": accuracy(both.bounded, both.test),
+    }
+
+
+def victims(data: str) -> dict[str, Victim]:
+    """Networks trained under a defence."""
+    usual, side, small = VICTIMS[data], SIDES[data], data == "digits"
+    return {
+        "none": usual,
+        "occluded": replace(usual, loss=Occluded(side=side + 2, steps=2 if small else 5)),
+        "holes": holed(data),
+        "adversarial": replace(usual, loss=Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)),
+        "scenic": replace(usual, loss=Scenic()),
+    }
+
+
+DEFENCES = ("none", "occluded", "holes", "adversarial", "scenic", "bounded", "feature-norm")
+
+
+@lru_cache(maxsize=8)
+def defended(data: str, name: str, seed: int, workshop: Workshop) -> nn.Module:
+    """A network under a defence."""
+    if name == "bounded":
+        return pair(data, len(known(data).train.classes), seed).bounded
+    here = arena(data, seed, workshop)
+    if name == "feature-norm":
+        return feature_norm(here.model, here.train.spread(2000))
+    return here.model if name == "none" else arena(data, seed, workshop, victim=victims(data)[name]).model
+
+
+def against_a_square(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Accuracy on clean images and on those with the worst square that PGD finds on the defended network itself.
+
+    Of several attacks (also through leaking gradients where bounds are) each image meets the worst.
+    """
+    here = arena(row["data"], seed, workshop)
+    model = defended(row["data"], row["defence"], seed, workshop)
+    x, y = here.images(row["images"])
+    square = attacks(row["data"], seed)["square"]
+    broken = wrong(model, x, y)
+    for maker in (model, leaky(model)) if row["defence"] == "bounded" else (model,):
+        broken |= wrong(model, square(maker, x, y).x, y)
+    return {"accuracy": accuracy(model, here.test), "robust_accuracy": 100 * float((~broken).double().mean())}
+
+
+def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """PatchCleanser on the network trained with holes, against squares made on it, and through its masks."""
+    here = arena(row["data"], seed, workshop)
+    model = defended(row["data"], "holes", seed, workshop)
+    x, y = here.images(row["images"])
+    height, width = here.test.shape[1:]
+    side, steps = SIDES[row["data"]], STEPS[row["data"]]
+    masks = Masks.against(side, (height, width), per_side=row["per_side"])
+
+    def covering(z: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(masks), (len(z),), generator=generator)
+        return z.masked_fill(masks.inside[chosen].to(z.device)[:, None], 0.5)
+
+    broken = cleanse(model, x, masks).named != y
+    clean = 100 * float((~broken).double().mean())
+    for transform in (None, covering):
+        attacked = pgd(
+            model, x, y, eps=1.0, alpha=0.05, steps=steps, side=side, restarts=2, samples=6, transform=transform,
+            dice=Dice(seed).named("attack"),
+        )  # fmt: skip
+        broken |= cleanse(model, attacked.x, masks).named != y
+    return {"accuracy": clean, "robust_accuracy": 100 * float((~broken).double().mean())}
+
+
+def under_a_patch(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """A universal patch made on the defended network from training images, at fresh places on test images."""
+    here, dice = arena(row["data"], seed, workshop), Dice(seed).named("patch")
+    model = defended(row["data"], row["defence"], seed, workshop)
+    made_from, labels = here.images(2 * row["images"], of=here.train)
+    x, y = here.images(row["images"])
+    made = patch(model, made_from, labels, area=0.1, steps=10 * STEPS[row["data"]], dice=dice).shared
+    assert made is not None
+    generator = dice.named("places").generator()
+    seen = pasted(made, x, form="square", turn=22.5, shrink=1.0, generator=generator)
+    right = ~wrong(model, x, y)
+    return {"success": 100 * float(wrong(model, seen, y)[right].double().mean())}
+
+
+def cleaned(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Test accuracy of a network trained on poisoned data after a cleaner, or on clean data after it."""
+    splits = known(row["data"])
+    assert splits.test is not None
+    data = crafted(row, workshop)(splits.train) if row["poison"] else splits.train
+    data = CLEANERS[row["cleaner"]](data) if row["cleaner"] else data
+    model = network(row["victim"], row["victim_epochs"])(data, Dice(seed).named("cleaned"))
+    return {"test_accuracy": accuracy(model, splits.test)}
+
+
+def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """A network and images of another set: AUROC, FPR95, the largest activations, other brightness."""
+    here = arena(row["data"], seed, workshop)
+    images = here.test.spread(row["images"]).images
+    strange = read(row["shown"], resize=here.test.shape[1]).test
+    if strange is None:
+        raise InputError(f"{row['shown']} has no test set")
+    foreign = strange.spread(row["images"]).images
+    if foreign.shape[1] < images.shape[1]:
+        foreign = foreign.expand(-1, images.shape[1], -1, -1).contiguous()
+    foreign = foreign[:, : images.shape[1]].contiguous()
+    inside, outside = confidence(here.model, images), confidence(here.model, foreign)
+    usual, other = (maxima(here.model, some) for some in (images, foreign))
+    last = list(usual)[-1]
+    found = told_apart(inside, outside) | {
+        "confidence_inside": 100 * float(inside.mean()),
+        "confidence_outside": 100 * float(outside.mean()),
+        "activation_inside": float(usual[last].amax(1).mean()),
+        "activation_outside": float(other[last].amax(1).mean()),
+    }
+    for scale in (0.25, 0.5, 2.0, 4.0):
+        found[f"confidence_inside, times {scale:g}"] = 100 * float(confidence(here.model, images, scale=scale).mean())
+        found[f"confidence_outside, times {scale:g}"] = 100 * float(confidence(here.model, foreign, scale=scale).mean())
+    return found
+
+
+def base(scale: str, images: int) -> dict[str, Any]:
+    """What all rows share."""
+    data = SIGNS[scale]
+    return {"data": data, "network": VICTIMS[data].network, "images": min(images, 40) if scale == "smoke" else images}
+
+
+def outcomes(scale: str) -> Iterator[Row]:
+    """The slides' table with its controls: two-way and forty-way."""
+    every = 10 if scale == "smoke" else 43
+    for ways in (2, every):
+        for attack in attacks(SIGNS[scale], 0):
+            for made_on, against in (("original", "bounded"), ("bounded", "original"), ("original", "other")):
+                given = {"ways": ways, "attack": attack, "made_on": made_on, "against": against, "leaky": False}
+                stated = attack == "stickers" and against == "bounded" and scale != "smoke"
+                published = SLIDES[ways] if stated else {}
+                yield Row(settings=base(scale, 430) | given, measure=outcome, published=published, seeds=3)
+        for attack in ("square", "pgd"):
+            given = {"ways": ways, "attack": attack, "made_on": "bounded", "against": "original", "leaky": True}
+            yield Row(settings=base(scale, 430) | given, measure=outcome, seeds=3)
+
+
+def bounds(scale: str) -> Iterator[Row]:
+    """What bounds cost on clean images."""
+    sets = (("digits", 10),) if scale == "smoke" else (("gtsrb", 43), ("mnist", 10))
+    for data, ways in sets:
+        settings = {"data": data, "network": VICTIMS[data].network, "ways": ways}
+        yield Row(settings=settings, measure=kept_accuracy, seeds=3)
+
+
+def defences(scale: str) -> Iterator[Row]:
+    """Each defence against the square and the patch made on it."""
+    for name in DEFENCES:
+        given = {"defence": name, "side": SIDES[SIGNS[scale]]}
+        yield Row(settings=base(scale, 430) | given | {"attack": "square"}, measure=against_a_square, seeds=3)
+        yield Row(settings=base(scale, 860) | given | {"attack": "patch"}, measure=under_a_patch, seeds=3)
+    given = {"defence": "patchcleanser", "attack": "square", "per_side": 3 if scale == "smoke" else 6}
+    yield Row(settings=base(scale, 430) | given, measure=behind_masks, seeds=3)
+
+
+def cleaners(scale: str) -> Iterator[Row]:
+    """What each cleaner recovers from each poison, and what it costs clean data."""
+    small = scale == "smoke"
+    data = "digits" if small else "mnist"
+    crafts: dict[str | None, dict[str, Any]] = {
+        None: {},
+        "deepconfuse": {"preset": "digits", "options": {"trials": 2, "steps": 20}} if small else {"preset": "fast"},
+        "single-pixel": {"options": QUICK, "surrogate": "cnn-small"} if small else {},
+        "one-pixel-shortcut": {},
+    }
+    for poison, craft in crafts.items():
+        for cleaner in (None, *CLEANERS):
+            body = "cnn-small" if small else "cnn-released" if poison == "deepconfuse" else "cnn-padded"
+            settings = {"data": data, "poison": poison, "cleaner": cleaner, "victim": body, "victim_epochs": 2}
+            yield Row(settings=settings | craft, measure=cleaned, seeds=3)
+
+
+def outsiders(scale: str) -> Iterator[Row]:
+    """Images of no class."""
+    data = PHOTOS[scale]
+    for other in ("digits",) if scale == "smoke" else ("gtsrb", "fashion-mnist"):
+        settings = {"data": data, "network": VICTIMS[data].network, "shown": other}
+        yield Row(settings=settings | {"images": 100 if scale == "smoke" else 2000}, measure=unknown, seeds=3)

@@ -1,0 +1,61 @@
+"""Networks that attacks, explanations and defences are measured on: trained once, kept in the workshop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from miscue.data import Data, floats
+from miscue.dice import Dice
+from miscue.models.networks import device_of, placed
+from miscue.models.store import load_model, save_model
+from miscue.tables.poisoned import device, known
+from miscue.tables.rows import Workshop
+from miscue.train import Recipe
+from miscue.victims import Victim
+
+RECIPE = Recipe(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128, schedule="cosine")
+VICTIMS: dict[str, Victim] = {
+    "cifar10-jpeg": Victim(network="conv5", recipe=replace(RECIPE, epochs=12, shift=2)),
+    "gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)),
+    "mnist": Victim(network="cnn-padded", recipe=replace(RECIPE, lr=0.02, epochs=3)),
+    "digits": Victim(network="cnn-small", recipe=replace(RECIPE, epochs=6)),
+}
+SIGNS = {"smoke": "digits", "laptop": "gtsrb", "paper": "gtsrb"}
+PHOTOS = {"smoke": "digits", "laptop": "cifar10-jpeg", "paper": "cifar10-jpeg"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """A network, what it learned from, and test images."""
+
+    model: nn.Module
+    train: Data
+    test: Data
+
+    def images(self, count: int, *, of: Data | None = None) -> tuple[Tensor, Tensor]:
+        """So many test images, or others, evenly spread, and their classes, where the model is."""
+        some = (self.test if of is None else of).spread(count).to(device_of(self.model))
+        return floats(some.images, channels_last=True), some.labels
+
+
+@lru_cache(maxsize=8)
+def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = None) -> Arena:
+    """The network of a seed on a data set, of the usual victim or another."""
+    splits = known(data)
+    assert splits.test is not None
+    chosen, train = victim or VICTIMS[data], splits.train
+    settings = {"data": data, "seed": seed, "network": chosen.network, "recipe": asdict(chosen.recipe)}
+    settings |= {"loss": repr(chosen.loss) if victim else "plain"}
+
+    def make(place: Path) -> None:
+        model = chosen(train, Dice(seed).named("net", data), device=device())
+        save_model(place / "model.safetensors", model, chosen.plan(train), classes=list(train.classes))
+
+    place = workshop.made("net", settings, make)
+    return Arena(
+        model=placed(load_model(place / "model.safetensors")[0], device()), train=splits.train, test=splits.test
+    )

@@ -1,0 +1,271 @@
+"""The tables of explanations, hard samples and stickers: what finds what, with controls.
+
+Test images are halved: detectors are calibrated on one half, everything is measured on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from miscue.data import Data, floats
+from miscue.detectors.consistency import SCORES, Detector
+from miscue.detectors.patchcleanser import Masks, certified, cleanse
+from miscue.dice import Dice
+from miscue.evasions import pgd, stickers
+from miscue.evasions.attempt import scored
+from miscue.explainers import EXPLAINERS
+from miscue.explainers.occlusion import FILLS
+from miscue.hardness import HARDNESS, auroc, ease, forgotten
+from miscue.images import rectangles
+from miscue.measures.accuracy import accuracy, predictions
+from miscue.measures.attribution import pointed, share_inside
+from miscue.models.modes import frozen
+from miscue.tables.nets import SIGNS, VICTIMS, arena
+from miscue.tables.rows import Measures, Row, Workshop
+from miscue.victims import Victim
+
+SURE = 0.9  # probability from which a patch counts as confident
+SIDES = {"digits": 2, "gtsrb": 5}  # of a patch, in pixels
+WINDOWS = {"digits": (3, 1), "gtsrb": (7, 2)}  # side and stride of the detector's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """Images on which an attack succeeded, their classes, and what was changed."""
+
+    x: Tensor
+    y: Tensor
+    masks: Tensor
+
+
+def halves(data: Data) -> tuple[Data, Data]:
+    """Every other image, so that both have all classes."""
+    return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
+
+
+@lru_cache(maxsize=4)
+def attacked(data: str, kind: str, count: int, seed: int, workshop: Workshop) -> Attacked:
+    """The successes of an attack on the second half of the test images; of patches only the confident ones."""
+    here, side = arena(data, seed, workshop), SIDES[data]
+    x, y = here.images(count, of=halves(here.test)[1])
+    window, steps = WINDOWS[data][0], 20 if data == "digits" else 100
+
+    def covering(z: Tensor, generator: torch.Generator) -> Tensor:
+        """Half of the images with a random window of the detector covered, as one who knows it expects."""
+        room = torch.tensor([z.shape[2] - window + 1, z.shape[3] - window + 1])
+        corners = (torch.rand(len(z), 2, generator=generator) * room).long().to(z.device)
+        some = (torch.rand(len(z), 1, 1, generator=generator) < 0.5).to(z.device)
+        return torch.where((rectangles(corners, (window, window), z.shape[2:]) & some)[:, None], FILLS["mean"](z), z)
+
+    if kind == "stickers":
+        found = stickers(here.model, x, y, area=0.05 if side == 5 else 0.15, until="sure", dice=Dice(seed))
+    else:
+        more: dict[str, Any] = {"transform": covering, "samples": 6} if kind == "adaptive patch" else {}
+        found = pgd(
+            here.model,
+            x,
+            y,
+            eps=1.0,
+            alpha=0.05,
+            steps=steps,
+            side=side,
+            restarts=2 if more else 4,
+            dice=Dice(seed),
+            **more,
+        )
+    won = found.success
+    if kind != "stickers":
+        with frozen(here.model):
+            won = won & (scored(here.model, found.x).softmax(1).amax(1) >= SURE)
+    return Attacked(x=found.x[won], y=y[won], masks=(found.x != x).any(1)[won])
+
+
+def pointing(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """How often the largest value of a map of the *wrong* class lies on the sticker, and what chance would give."""
+    here = arena(row["data"], seed, workshop)
+    found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
+    if not len(found.x):
+        return {"images": 0.0}
+    with frozen(here.model):
+        wrong = scored(here.model, found.x).argmax(1)
+    maps = EXPLAINERS[row["explainer"]](here.model, found.x, wrong, **row["options"])
+    grown = F.max_pool2d(found.masks.float()[:, None], 5, stride=1, padding=2)
+    return {
+        "pointing_game": 100 * float(pointed(maps, found.masks).double().mean()),
+        "pointing_game_within_2": 100 * float(pointed(maps, found.masks, tolerance=2).double().mean()),
+        "by_chance_within_2": 100 * float(grown.mean()),
+        "share_inside": float(share_inside(maps, found.masks).nanmean()),
+        "images": float(len(found.x)),
+    }
+
+
+def cued(data: Data) -> Data:
+    """A square at the edge of each image that gives the class away by its place and its colour or tone."""
+    channels, _, width = data.shape
+    side, images = max(1, width // 10), data.images.clone()
+    places = width // (side + 1)
+    for label in range(len(data.classes)):
+        colour, place = divmod(label, places)
+        value = torch.tensor([255 if (colour + 1) >> bit & 1 else 64 for bit in range(channels)], dtype=torch.uint8)
+        left = place * (side + 1)
+        images[data.labels == label, :, :side, left : left + side] = value[None, :, None, None]
+    return data.with_images(images)
+
+
+@lru_cache(maxsize=4)
+def trained_on_cues(data: str, seed: int, workshop: Workshop) -> nn.Module:
+    """A network of the usual recipe but without moves, trained on images with the cue."""
+    recipe = replace(VICTIMS[data].recipe, epochs=min(10, VICTIMS[data].recipe.epochs), shift=0)
+    victim = Victim(network=VICTIMS[data].network, recipe=recipe)
+    return victim(cued(arena(data, seed, workshop).train), Dice(seed).named("cued"))
+
+
+def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """The share of the maps on the object, for a network of clean images and one whose images gave the class away."""
+    here = arena(row["data"], seed, workshop)
+    cheated = trained_on_cues(row["data"], seed, workshop)
+    some = cued(here.test.spread(row["images"]))
+    x, y = floats(some.images, channels_last=True), some.labels
+    margin = max(1, x.shape[2] // 8)
+    middle = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)
+    middle[:, margin:-margin, margin:-margin] = True
+    found = {
+        name: float(share_inside(EXPLAINERS[row["explainer"]](model, x, y, **row["options"]), middle).nanmean())
+        for name, model in (("share_inside_clean", here.model), ("share_inside_cued", cheated))
+    }
+    return found | {"accuracy_cued": accuracy(cheated, here.test), "accuracy_clean": accuracy(here.model, here.test)}
+
+
+def errors(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """How well a ranking for the class that is named finds the test errors."""
+    here = arena(row["data"], seed, workshop)
+    some = here.test.spread(row["images"])
+    named = predictions(here.model, some.images).cpu()
+    blind = Data(images=some.images, labels=named, classes=some.classes)
+    return {"auc": auroc(-ease(row["by"], here.model, blind), named != some.labels)}
+
+
+@lru_cache(maxsize=2)
+def noisy(data: str, seed: int, workshop: Workshop) -> tuple[nn.Module, Data, Tensor, Tensor]:
+    """(network, its training images of which 5 % have a wrong label, which ones, right after each epoch)."""
+    train, dice = arena(data, seed, workshop).train, Dice(seed).named("noisy")
+    count = len(train.classes)
+    wrong = torch.rand(len(train), generator=dice.named("which").generator()) < 0.05
+    by = torch.randint(1, count, train.labels.shape, generator=dice.named("by").generator())
+    data_ = replace(train, labels=torch.where(wrong, (train.labels + by) % count, train.labels))
+    recipe = replace(VICTIMS[data].recipe, epochs=min(10, VICTIMS[data].recipe.epochs))
+    victim = replace(VICTIMS[data], recipe=recipe)
+    model, right = victim.untrained(data_, dice), []
+    for _ in victim.learning(model, data_, dice):
+        right.append(predictions(model, data_.images).cpu() == data_.labels)
+    return model, data_, wrong, torch.stack(right)
+
+
+def wrong_labels(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """How well hardness finds wrong labels among the images that the network learned from."""
+    model, data, wrong, right = noisy(row["data"], seed, workshop)
+    if row["by"] == "forgetting":
+        return {"auc": auroc(forgotten(right).double(), wrong)}
+    step = -(-len(data) // row["images"])
+    return {"auc": auroc(-ease(row["by"], model, data.take(slice(None, None, step))), wrong[::step])}
+
+
+def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """The detector: alarms on clean images, AUC and true positives at 5 % false ones over successful attacks."""
+    here = arena(row["data"], seed, workshop)
+    found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
+    if not len(found.x):
+        return {"images": 0.0}
+    calibration, rest = halves(here.test)
+    window, stride = WINDOWS[row["data"]]
+    known, _ = here.images(len(calibration), of=calibration)
+    clean, _ = here.images(len(rest), of=rest)
+    detector = Detector(window=window, stride=stride).calibrated(here.model, known)
+    quiet, loud = (detector.looks(here.model, images).scores for images in (clean, found.x))
+    verdict = detector(here.model, found.x)
+    positive = torch.cat([torch.zeros(len(clean)), torch.ones(len(found.x))]).bool()
+    scores = torch.cat([quiet, loud])
+    every = {name: scores[:, k] for k, name in enumerate(SCORES)} | {"combined": detector.combined(scores)}
+    grown = F.max_pool2d(found.masks.float()[:, None], window, stride=1, padding=window // 2)
+    tops = verdict.maps.flatten(1).argmax(1, keepdim=True)
+    return {f"auc_{name}": auroc(values.cpu(), positive) for name, values in every.items()} | {
+        "alarms_on_clean": 100 * float((every["combined"][: len(clean)] > detector.threshold).double().mean()),
+        "tpr_at_5_fpr": 100 * float(verdict.alarm.double().mean()),
+        "recovered": 100 * float((verdict.recovered == found.y).double().mean()),
+        "located": 100 * float(grown.flatten(1).gather(1, tops).mean()),
+        "images": float(len(found.x)),
+    }
+
+
+def holed(data: str) -> Victim:
+    """The usual network, trained with two holes on each image."""
+    usual = VICTIMS[data]
+    return replace(
+        usual, recipe=replace(usual.recipe, epochs=3 * usual.recipe.epochs // 2, holes=2, hole=2 * SIDES[data] - 1)
+    )
+
+
+def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """PatchCleanser on a network trained with holes."""
+    usual = arena(row["data"], seed, workshop)
+    here = arena(row["data"], seed, workshop, victim=holed(row["data"]))
+    x, y = here.images(row["images"])
+    height, width = here.test.shape[1:]
+    masks = Masks.against(row["patch"], (height, width), per_side=row["per_side"])
+    return {
+        "accuracy_plain": accuracy(usual.model, usual.test),
+        "accuracy": accuracy(here.model, here.test),
+        "cleansed_accuracy": 100 * float((cleanse(here.model, x, masks).named == y).double().mean()),
+        "certified_accuracy": 100 * float(certified(here.model, x, y, masks).double().mean()),
+    }
+
+
+def base(scale: str, images: int) -> dict[str, Any]:
+    """What all rows share."""
+    data = SIGNS[scale]
+    return {"data": data, "network": VICTIMS[data].network, "images": min(images, 60) if scale == "smoke" else images}
+
+
+def options(explainer: str, scale: str) -> dict[str, Any]:
+    """What an explainer is given at a scale."""
+    return {"window": 3} if explainer == "occlusion" and scale == "smoke" else {}
+
+
+def explanations(scale: str) -> Iterator[Row]:
+    """The pointing game on stickers, and right for the right reasons."""
+    for explainer in EXPLAINERS:
+        given = {"explainer": explainer, "options": options(explainer, scale)}
+        for kind in ("patch", "stickers"):
+            yield Row(settings=base(scale, 430) | given | {"attack": kind}, measure=pointing, seeds=3)
+        yield Row(settings=base(scale, 430) | given | {"cue": "at the edge"}, measure=reasons, seeds=3)
+
+
+def hard_samples(scale: str) -> Iterator[Row]:
+    """Which measures of hardness find test errors and wrong labels."""
+    for by in HARDNESS:
+        settings = base(scale, 2580) | {"by": by, "finds": "test errors"}
+        yield Row(settings=settings | ({"images": 359} if scale == "smoke" else {}), measure=errors, seeds=3)
+    for by in (*HARDNESS, "forgetting"):
+        settings = base(scale, 4300) | {"by": by, "finds": "5 % wrong labels"}
+        yield Row(settings=settings | ({"images": 300} if scale == "smoke" else {}), measure=wrong_labels, seeds=3)
+
+
+def detection(scale: str) -> Iterator[Row]:
+    """Stickers found by covering; one attacker knows the detector."""
+    for kind in ("patch", "stickers", "adaptive patch"):
+        window, stride = WINDOWS[SIGNS[scale]]
+        settings = base(scale, 430) | {"attack": kind, "window": window, "stride": stride}
+        yield Row(settings=settings, measure=caught, seeds=3)
+
+
+def certificates(scale: str) -> Iterator[Row]:
+    """PatchCleanser."""
+    settings = base(scale, 1000) | {"patch": SIDES[SIGNS[scale]], "per_side": 3 if scale == "smoke" else 6}
+    yield Row(settings=settings, measure=behind_masks, seeds=3)
