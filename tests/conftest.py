@@ -77,7 +77,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def look_at(browser: Any, path: Path, *, width: int, scheme: str) -> None:
+def look_at(browser: Any, path: Path, *, width: int, scheme: str, pictures: bool = True) -> None:
     """Open a page without a network, and see that all of it is there, fits the width and follows the colour scheme."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
     tab, trouble, requests = context.new_page(), [], []
@@ -93,7 +93,7 @@ def look_at(browser: Any, path: Path, *, width: int, scheme: str) -> None:
     context.close()
     assert trouble == []
     assert all(url.startswith(("file:", "data:")) for url in requests)
-    assert sizes
+    assert bool(sizes) == pictures
     assert all(complete and natural > 0 and seen > 0 for complete, natural, seen in sizes)
     assert wide <= width
     colours = np.asarray(picture.convert("L")).astype(float)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from conftest import within
+from conftest import look_at, within
 from miscue.errors import InputError
+from miscue.report import tables_page
 from miscue.reproduce import Cell, cells, measured, run, summed
 from miscue.spec import Spec
 from miscue.tables import TABLES, Row, Workshop
@@ -188,6 +189,28 @@ def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.exit_code == 3
     assert "1 of 1 cells failed" in done.stderr
     assert "failed: InputError" in done.stderr
+
+
+def test_the_page_is_filtered_in_a_browser(tmp_path: Path, browser: Any) -> None:
+    records = []
+    for value, published in ((1.0, 5.0), (2.0, None)):
+        row = {"data": "mnist", "victim": f"victim-{value:g}", "options": {"eps": 0.3}}
+        record = {"table": "t", "row": row, "measure": "test_error", "published": published, "mean": value, "std": 0.1}
+        records.append(record | {"n": 3, "scale": "smoke", "note": None, "device": "cpu", "commit": None})
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = tables_page.write(tmp_path, {"t": "A table"})
+    look_at(browser, page, width=390, scheme="dark", pictures=False)
+    tab = browser.new_page()
+    tab.goto(page.as_uri())
+    assert tab.locator("tbody tr:visible").count() == 2
+    assert tab.locator("tbody tr").first.inner_text().split("\t")[2:5] == ["5.00", "1.00 ± 0.10", "−4.00"]
+    tab.fill("#filter", "mnist victim-2")
+    assert tab.locator("tbody tr:visible").count() == 1
+    tab.fill("#filter", "nothing like it")
+    assert tab.locator("section:visible").count() == 0
+    tab.close()
+    with pytest.raises(InputError, match="no records"):
+        tables_page.write(tmp_path / "empty", {})
 
 
 def outcomes(on_original: float, on_bounded: float, carried: float) -> list[dict[str, Any]]:

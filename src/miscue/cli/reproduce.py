@@ -9,6 +9,7 @@ import typer
 
 from miscue.cli import console
 from miscue.cli.options import DEBUG, JSON, command_line
+from miscue.report import tables_page
 from miscue.reproduce import cells, run, summed
 from miscue.run import provenance, rewrite
 from miscue.tables import SCALES, TABLES
@@ -61,6 +62,9 @@ def reproduce(
         about = provenance(command_line(), device())
         records = summed(todo, out, {key: about[key] for key in ("device", "commit", "command")})
         rewrite(out / "records.jsonl", records)
+        if records:
+            page = tables_page.write(out, {name: table.title for name, table in TABLES.items()})
+            console.say(f"{page}: the page")
         for record in records:
             if json_:
                 console.emit(record)

@@ -1,0 +1,113 @@
+"""The page of reproduced tables: each row with the published figure, ours, and the difference."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from miscue.errors import InputError
+from miscue.report.figures import number
+from miscue.report.template import rendered, saved
+from miscue.run import lines
+
+FILTER = """
+const box = document.getElementById("filter");
+box.addEventListener("input", () => {
+  const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  for (const row of document.querySelectorAll("tbody tr")) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every(word => text.includes(word));
+  }
+  for (const part of document.querySelectorAll("section[data-table]")) {
+    part.hidden = !part.querySelector("tbody tr:not([hidden])");
+  }
+});
+"""
+SIGNIFICANT = 2.0  # standard deviations (of the published or our own figure) from which a difference is marked
+
+
+def write(run: Path, titles: dict[str, str]) -> Path:
+    """Write `report.html` into the folder `run` of reproduced tables and return its path.
+
+    titles: what each table is called.
+
+    Raises:
+        InputError: the folder has no records.
+    """
+    return saved(run, html(run, titles))
+
+
+def html(run: Path, titles: dict[str, str]) -> str:
+    """The page as text."""
+    records = lines(run / "records.jsonl")
+    if not records:
+        raise InputError(f"{run} has no records of tables")
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        tables.setdefault(record["table"], []).append(record)
+    compared = [record for record in records if record["published"] is not None]
+    policy = base64.b64encode(hashlib.sha256(FILTER.encode()).digest()).decode()
+    return rendered(
+        "tables.html.jinja",
+        title="The seeds' tables",
+        created="",
+        verdict=[
+            (f"{len(records)}", "clean"),
+            (f" measures in {len(tables)} tables, ", ""),
+            (f"{len(compared)}", "poisoned"),
+            (" of them beside a published figure.", ""),
+        ],
+        tiles=[
+            {"label": "tables", "value": str(len(tables)), "note": records[0]["scale"] + " scale", "tone": ""},
+            {"label": "measures", "value": str(len(records)), "note": "mean, deviation, n", "tone": "clean"},
+            {"label": "published", "value": str(len(compared)), "note": "to compare with", "tone": "poisoned"},
+        ],
+        tables=[
+            {"name": name, "title": titles.get(name, name), "rows": [shown(record) for record in some]}
+            for name, some in tables.items()
+        ],
+        script=FILTER,
+        policy=policy,
+        device=records[0]["device"],
+        commit=records[0]["commit"],
+    )
+
+
+def shown(record: dict[str, Any]) -> dict[str, str]:
+    """A record in words."""
+    row = {key: value for key, value in record["row"].items() if value is not None}
+    options = row.pop("options", None) or {}
+    settings = ", ".join(f"{key} {plain(value)}" for key, value in (row | options).items())
+    spread = "" if record["std"] is None else f" ± {number(record['std'], 2)}"
+    published = record["published"]
+    return {
+        "settings": settings,
+        "measure": record["measure"].replace("_", " "),
+        "published": "" if published is None else number(published, 2),
+        "ours": number(record["mean"], 2) + spread,
+        "difference": "" if published is None else signed(record["mean"] - published),
+        "far": "far"
+        if published is not None and abs(record["mean"] - published) > SIGNIFICANT * (record["std"] or 0)
+        else "",
+        "n": str(record["n"]),
+        "note": record["note"] or "",
+    }
+
+
+def plain(value: object) -> str:
+    """A setting in few characters."""
+    return (
+        json.dumps(value)
+        if isinstance(value, list | dict | bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return ("+" if value > 0 else "") + number(value, 2)
