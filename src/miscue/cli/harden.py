@@ -186,7 +186,7 @@ def bounded(
     per: Annotated[str, typer.Option(help="A bound for each layer or channel.")] = "channel",
     epochs: Annotated[int, typer.Option(help="Passes of fine-tuning; 0 for none.", min=0)] = TUNED.epochs,
     lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = TUNED.lr,
-    decay: Annotated[float, typer.Option(help="Weight of the mean of b^2.", parser=fraction, metavar="NUMBER")] = 1e-3,
+    decay: Annotated[float, typer.Option(help="Weight of the sum of b^2.", parser=fraction, metavar="NUMBER")] = 1e-3,
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",

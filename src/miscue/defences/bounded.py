@@ -119,7 +119,7 @@ def functional_relus(model: nn.Module, data: Data) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounding:
-    """The loss of fine-tuning: mean cross-entropy and `decay` times the mean of b^2."""
+    """The loss of fine-tuning: mean cross-entropy and `decay` times the sum of b^2."""
 
     decay: float
 

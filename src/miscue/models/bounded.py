@@ -81,8 +81,8 @@ def bounds(model: nn.Module) -> dict[str, BoundedLeakyReLU]:
 
 
 def squared(model: nn.Module) -> Tensor:
-    """The mean of b^2 over all bounds, a scalar: what an L2 term keeps small."""
+    """The sum of b^2 over all bounds, a scalar: what an L2 term keeps small."""
     found = [module.bound.reshape(-1) for module in bounds(model).values()]
     if not found:
         raise InputError("the model has no bounded activations")
-    return torch.cat(found).square().mean()
+    return torch.cat(found).square().sum()
