@@ -95,7 +95,7 @@ def test_fine_tuning_brings_bounds_down_and_keeps_accuracy(model: nn.Module, dat
     found = bound(model, data, percentile=99.5)
     start = squared(found).item()
     losses = [
-        epoch.loss for epoch in tuning(found, data, replace(RECIPE, lr=0.02, epochs=3), Dice(1), decay=0.005, pace=5.0)
+        epoch.loss for epoch in tuning(found, data, replace(RECIPE, lr=0.02, epochs=3), Dice(1), decay=0.02, pace=5.0)
     ]
     assert len(losses) == 3
     assert squared(found).item() < 0.8 * start

@@ -12,6 +12,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.explainers import EXPLAINERS, gradcam, gradient, occlusion
 from miscue.explainers.occlusion import FILLS
+from miscue.measures.activations import maxima
 from miscue.measures.attention import class_maps, share_near
 from miscue.measures.attribution import (
     deletion,
@@ -55,6 +56,17 @@ def test_gradcam_leaves_the_model_alone() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_gradcam_of_a_network_with_images_of_its_own() -> None:
+    model = build(Plan(name="cnn-nystrom", shape=(1, 12, 12), options={"classes": 3}), Dice(0))
+    x = torch.rand(120, 1, 12, 12)
+    model.train()(x)
+    model.eval()
+    maps = gradcam(model, x[:5], torch.tensor([0, 1, 2, 0, 1]))
+    assert maps.shape == (5, 12, 12)
+    assert torch.allclose(gradcam(model, x[:2], torch.tensor([0, 1])), maps[:2], atol=1e-5)
+    assert maxima(model, floats_to_bytes(x[:7]))["body.2"].shape[0] == 7
+
+
 def test_gradcam_needs_a_convolution() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError, match="needs a convolution"):
@@ -83,6 +95,10 @@ def test_share_near_counts_a_disc() -> None:
     point[0, 2, 2] = 4
     assert share_near(point, torch.tensor([[3, 3]])) == 100
     assert share_near(point, torch.tensor([[9, 9]])) == 0
+
+
+def floats_to_bytes(x: Tensor) -> Tensor:
+    return (255 * x).round().byte()
 
 
 def network(name: str = "conv5", channels: int = 3, size: tuple[int, int] = (32, 28)) -> nn.Module:

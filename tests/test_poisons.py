@@ -241,7 +241,7 @@ def test_a_lost_candidate_is_reported_and_the_search_goes_on(monkeypatch: pytest
 
     monkeypatch.setattr(sys.modules["miscue.poisons.single_pixel"], "population", lossy)
     stops = checkpoints("single-pixel", data)
-    assert [stop.measures.get("lost") for stop in stops] == [1.0, None, *[1.0] * 5]
+    assert [stop.measures.get("lost") for stop in stops] == [1.0, None, *[1.0] * 6]
     assert "died twice: 1" in trial_words({"trial": 1, "minutes": 0.0, **stops[0].measures})
     assert all(math.isfinite(value) for stop in stops for value in stop.measures.values())
     assert changed_pixels(stops[-1].perturbation(data).images, data.images) == 1

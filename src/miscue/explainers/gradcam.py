@@ -46,7 +46,8 @@ def gradcam(model: nn.Module, x: Tensor, y: Tensor, *, layer: str = "") -> Tenso
             (slopes,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), kept[-1])
     finally:
         hook.remove()
-    features, slopes = in_rows(kept[-1], x), in_rows(slopes, x)
+    # a network may pass images of its own along, as a Nystrom head does its landmarks; they come last
+    features, slopes = (in_rows(some[: len(x)], x) for some in (kept[-1], slopes))
     alpha = slopes.mean((2, 3), keepdim=True)
     maps = F.relu((alpha * features).sum(1, keepdim=True)).detach()
     return F.interpolate(maps, x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

@@ -60,8 +60,12 @@ def passed(model: nn.Module, images: Tensor, *, chunk: int = 256) -> Iterator[di
         for part in images.split(chunk):
             outputs.clear()
             model(floats(part.to(device_of(model)), channels_last=True))
-            yield {name: torch.cat([run.flatten(2) if run.ndim > 2 else run[..., None] for run in runs], dim=2)
-                   for name, runs in outputs.items()}  # fmt: skip
+            yield {name: in_columns(runs, len(part)) for name, runs in outputs.items()}
+
+
+def in_columns(runs: list[Tensor], count: int) -> Tensor:
+    """A layer's outputs for the first `count` images, those of several runs side by side: (count, channels, places)."""
+    return torch.cat([run[:count].flatten(2) if run.ndim > 2 else run[:count, :, None] for run in runs], dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)

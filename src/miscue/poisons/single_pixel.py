@@ -15,16 +15,16 @@ and of their children, who have each class's best pixels under the best of the u
 pixel has a CMA-ES of its own, told its part (`joint` has one for all, told the whole). A candidate's network sees all
 images once, as shorter trainings say much of their seed and little of the pixels. All candidates of a generation train
 the same weights on the same batches, which change with each generation, so that values compare within a generation
-only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds before one
-is released. D is the distance of clean and poisoned images, of the means of M_c's last hidden layer in units of its
-deviation.
+only; at the end the centre of the search, its start and the latest generations' best meet under fresh seeds, each in a
+longer training, before one is released. D is the distance of clean and poisoned images, of the means of M_c's last
+hidden layer in units of its deviation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def single_pixel(
     data: Data,
     attacker: Attacker,
     *,
-    generations: int = 3,
+    generations: int = 2,
     candidates: int = 0,
     sigma: float = 0.06,
     joint: bool = False,
@@ -68,7 +68,8 @@ def single_pixel(
     divergence: float = 0.0,
     images: int = 0,
     held_out: int = 0,
-    finalists: int = 5,
+    finalists: int = 3,
+    longer: int = 4,
     processes: int = 0,
     resume: dict[str, Tensor] | None = None,
 ) -> Iterator[Progress]:
@@ -93,6 +94,8 @@ def single_pixel(
         held_out: clean training images that the fitness is measured on; 0 for 2,000, or a fifth of fewer than 10,000.
         finalists: how many meet at the end under three fresh seeds, for the best to be released: the centre of the
             search, its start, and the latest generations' best candidates.
+        longer: finalists' networks see all images so many times, in batches as many times as large: the same number of
+            steps, and a more careful training, as victims may have.
         processes: networks trained side by side on a CPU; 0 for one a processor.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
 
@@ -104,12 +107,12 @@ def single_pixel(
     """
     lookup(dict.fromkeys(STARTS), start, "start")
     if (
-        min(generations, first_candidates, finalists) < 1
+        min(generations, first_candidates, finalists, longer) < 1
         or not sigma > 0
         or min(images, held_out, candidates, processes, divergence) < 0
     ):
         raise InputError(
-            "generations, first_candidates, finalists and sigma must be positive, "
+            "generations, first_candidates, finalists, longer and sigma must be positive, "
             "images, held_out, candidates, processes and divergence not negative"
         )
     if not 0 <= interest < 1:
@@ -146,7 +149,7 @@ def single_pixel(
 
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
 
-        def scores(number: int, marks: list[Pixels]) -> Tensor:
+        def scores(number: int, marks: list[Pixels], victim: Victim = victim) -> Tensor:
             """The classes' parts (candidates, classes) of generation `number`, measured if they are not known."""
             nonlocal done
             done += len(marks)
@@ -176,12 +179,18 @@ def single_pixel(
             marks = search.ask()
         assert search is not None
         final = [search.centre(), final[-1], *final[:-1]][:finalists]
-        rounds = []
+        rounds, patient = [], prolonged(victim, longer)
         for number in range(2 + generations, 2 + generations + FINALS):
-            rounds.append(scores(number, final))
+            rounds.append(scores(number, final, patient))
             fitness, mark = best(torch.stack(rounds).mean(0), final)
             if number >= known:
                 yield progress(mark, {"final_fitness": fitness})
+
+
+def prolonged(victim: Victim, longer: int) -> Victim:
+    """The same victim in as many steps, each of `longer` times as many images."""
+    recipe = victim.recipe
+    return replace(victim, recipe=replace(recipe, epochs=longer * recipe.epochs, batch_size=longer * recipe.batch_size))
 
 
 def known_parts(parts_of: Tensor) -> Tensor:

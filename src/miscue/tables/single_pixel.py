@@ -8,7 +8,7 @@ from typing import Any
 from miscue.tables.poisoned import evaluated
 from miscue.tables.rows import Row
 
-QUICK = {"generations": 1, "candidates": 2, "first_candidates": 2, "finalists": 2, "images": 120, "held_out": 60}
+QUICK = {"generations": 1, "candidates": 4, "first_candidates": 2, "finalists": 2, "images": 120, "held_out": 60}
 SETS: dict[str, tuple[str, ...]] = {
     "smoke": ("digits",),
     "laptop": ("mnist", "fashion-mnist"),
