@@ -157,7 +157,10 @@ def evaluate_sets(
         "classes": list(classes),
         "label_map": targets,
         "places": kept.mark.places.tolist() if kept and isinstance(kept.mark, Pixels) else None,
-        "victims": {name: asdict(victim) for name, victim in chosen.items()},
+        "victims": {
+            name: {key: value for key, value in asdict(victim).items() if key != "loss"}
+            for name, victim in chosen.items()
+        },
         "conditions": [arena.condition for arena in asked],
         "repeats": repeats,
     } | provenance(command_line(), device)
