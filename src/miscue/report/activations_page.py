@@ -52,7 +52,7 @@ def verdict(settings: dict[str, Any]) -> list[tuple[str, str]]:
     loud = settings["neurons"][0]
     return [
         ("The loudest image drives channel ", ""),
-        (f"{loud['channel']} of {loud['layer'] or 'the network'}", "poisoned"),
+        (f"{loud['channel']} of layer {loud['layer'] or '0'}", "poisoned"),
         (" to ", ""),
         (f"{loud['beyond']:.1f} times", "poisoned"),
         (" what it usually reaches.", ""),
@@ -73,7 +73,7 @@ def bars(usual: dict[str, Any], looked: dict[str, Any]) -> dict[str, Any]:
     """A layer's quantiles as shares of the larger maximum."""
     most = max(usual["largest"], looked["largest"], 1e-12)
     return {
-        "name": usual["name"] or "the network",
+        "name": f"layer {usual['name'] or '0'}",
         "rows": [
             {
                 "tone": tone,
@@ -91,7 +91,7 @@ def pictured(neuron: dict[str, Any], images: dict[int, np.ndarray]) -> dict[str,
     """A neuron with the images that drive it."""
     stride = -(-max(next(iter(images.values())).shape[1:]) // figures.SAMPLE_SIDE)
     return {
-        "name": f"{neuron['layer'] or 'the network'}, channel {neuron['channel']}",
+        "name": f"layer {neuron['layer'] or '0'}, channel {neuron['channel']}",
         "images": [
             {"picture": figures.png(np.ascontiguousarray(images[i][:, ::stride, ::stride])), "value": f"{value:.1f} ×"}
             for i, value in zip(neuron["images"], neuron["values"], strict=True)
