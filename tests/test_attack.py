@@ -159,6 +159,7 @@ def forest():
     train = read("digits").train
     return LogisticRegression(max_iter=200, tol=1e-3).fit(floats(train.images).flatten(1).numpy(), train.labels.numpy())
 
+colour = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
 three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 network = Wide
 broken = lambda: 1 / 0
@@ -181,6 +182,7 @@ def test_a_model_of_the_users_own(tmp_path: Path) -> None:
         (f"{file}:absent", "has nothing called absent"),
         (f"{file}:three", "scores (1, 3) for an image"),
         (f"{file}:broken", "ZeroDivisionError"),
+        (f"{file}:colour", "cannot take images (1, 8, 8)"),
         (f"{tmp_path}/no.py:network", "no such file"),
     ):
         done = within("attack", "pgd", text, "digits", tmp_path / "out", check=False)
@@ -189,6 +191,10 @@ def test_a_model_of_the_users_own(tmp_path: Path) -> None:
     done = within("attack", "pgd", f"{file}:forest", "digits", tmp_path / "out", *more, check=False)
     assert done.exit_code == 2
     assert "has no gradient" in done.stderr
+    for words in (["explain", "gradient"], ["attack", "deepfool"], ["attack", "soft-stickers"]):
+        done = within(*words, f"{file}:forest", "digits", tmp_path / words[1], "--images", "3", check=False)
+        assert done.exit_code == 2
+        assert "has no gradient" in done.stderr
 
 
 @pytest.mark.parametrize(

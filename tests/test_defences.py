@@ -344,6 +344,14 @@ def test_models_are_changed_and_saved(saved: Path, tmp_path: Path) -> None:
     refused = within("harden", "bounded", saved, "digits", tmp_path / "bounded.safetensors", check=False)
     assert refused.exit_code == 2
     assert "add --overwrite" in refused.stderr
+    again = within(
+        "harden", "feature-norm", tmp_path / "feature-norm.safetensors", "digits", tmp_path / "t", check=False
+    )
+    assert again.exit_code == 2
+    assert "clipped already" in again.stderr
+    other = within("harden", "bounded", saved, "digits", tmp_path / "t", "--resize", "12", check=False)
+    assert other.exit_code == 2
+    assert "is for 10 classes of images (1, 8, 8)" in other.stderr
     refused = within("harden", "bounded", saved, "digits", tmp_path / "b", "--percentile", "0", check=False)
     assert "percentile must lie" in refused.stderr
 

@@ -75,6 +75,19 @@ def test_bad_input_is_one_line(words: list[str], expected: str, model: Path, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_failure_leaves_what_was_there(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["explain", "gradient", model, "digits", out, "--images", "5", "--threads", "1"]
+    within(*words)
+    page = (out / "report.html").read_bytes()
+    failed = within("explain", "occlusion", model, "digits", out, "--window", "9", "--overwrite", check=False)
+    assert failed.exit_code == 2
+    assert (out / "report.html").read_bytes() == page
+    within(*words, "--overwrite", "--of", "true")
+    assert (out / "report.html").read_bytes() != page
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(("name", "width", "scheme"), [("gradcam", 390, "dark"), ("occlusion", 1280, "light")])
 def test_browser_shows_the_page(browser: Any, model: Path, tmp_path: Path, name: str, width: int, scheme: str) -> None:
     out, more = tmp_path / "out", ["--window", "3"] if name == "occlusion" else []

@@ -137,7 +137,7 @@ def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path)
     lines = [measured(workshop, cell) for cell in todo]
     assert [line.get("error") for line in lines] == [None] * len(todo)
     for cell, line in zip(todo, lines, strict=True):
-        assert set(cell.row.published) <= set(line["measures"]) | {"hit_rate"}
+        assert set(cell.row.published) <= set(line["measures"])
         assert all(isinstance(value, float) for value in line["measures"].values())
         json.dumps(line)
 
@@ -180,9 +180,41 @@ def test_the_command_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert len({json.dumps(r["row"]) for r in records}) == 5
 
 
+def test_the_smallest_scale_stands_beside_no_published_figure(tmp_path: Path) -> None:
+    todo = [
+        Cell(
+            spec=Spec(table="t", row={"value": 1}, scale=scale, seed=0),
+            row=Row(settings={}, measure=counted, published={"twice": 2.5}),
+        )
+        for scale in ("smoke", "laptop")
+    ]
+    list(run(todo, tmp_path))
+    for cell, wanted in zip(todo, (None, 2.5), strict=True):
+        records = {record["measure"]: record["published"] for record in summed([cell], tmp_path, FACTS)}
+        assert records == {"twice": wanted, "half": None}
+
+
+def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
+    """What a network is trained by has the same name in every process."""
+    code = (
+        "from miscue.tables import Workshop\n"
+        "from miscue.tables.defences import victims\n"
+        "from miscue.tables.nets import arena\n"
+        f"workshop = Workshop(__import__('pathlib').Path({str(tmp_path)!r}))\n"
+        "for name in ('none', 'holes', 'adversarial', 'scenic'):\n"
+        "    arena('digits', 0, workshop, victim=victims('digits')[name])\n"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+        assert len(list((tmp_path / "net").glob("*/made.json"))) == 4
+
+
 def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [json.loads(line) for line in within("reproduce", "--list", "--json").stdout.splitlines()]
     assert [row["table"] for row in rows] == list(TABLES)
+    refused = within("reproduce", "--list", "--scale", "huge", check=False)
+    assert refused.exit_code == 2
+    assert "unknown scale" in refused.stderr
     monkeypatch.setenv("MISCUE_DATA", str(tmp_path / "nowhere"))
     words = ["reproduce", "single-pixel-learners", "--only", "linear-svm,random-pixel", "--out", tmp_path / "out"]
     done = within(*words, check=False)

@@ -60,6 +60,12 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists already; choose another place or add --overwrite")
 
 
+def refuse_file(path: Path, *, overwrite: bool) -> None:
+    """Raise an InputError where writing the file `path` would destroy something that nobody offered."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; choose another name or add --overwrite")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic(path) as temporary:

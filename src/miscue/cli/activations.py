@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,7 @@ from miscue.cli.options import (
 )
 from miscue.data import Data
 from miscue.errors import InputError
-from miscue.files import refuse_existing, write_arrays, write_json
+from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.measures.activations import layers, maxima, overdriven, weight_norms
 from miscue.models.networks import placed
 from miscue.readers import read
@@ -62,8 +61,6 @@ def activations(
         where = device(device_, threads)
         source, some = met(model, data, split=split, images=images, resize=resize)
         refuse_existing(out, overwrite=overwrite)
-        if overwrite:
-            shutil.rmtree(out, ignore_errors=True)
         if other is None:
             usual, looked = some.take(slice(0, None, 2)), some.take(slice(1, None, 2))
         else:
@@ -85,14 +82,17 @@ def activations(
             "neurons": neurons,
         } | provenance(command_line(), where)
         shown = sorted({i for neuron in neurons for i in neuron["images"]})
-        write_arrays(out / "images.npz", {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()})
         most = {f"largest {kind} {layer.name}": layer.largest for kind, many in sets.items() for layer in many}
         line = {"data": data, "other": other, "network": source.name}
-        written(out / "records.jsonl", line, most, settings, len(looked))
-        write_json(out / "run.json", settings)
+        kept = {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()}
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            write_arrays(folder / "images.npz", kept)
+            written(folder / "records.jsonl", line, most, settings, len(looked))
+            write_json(folder / "run.json", settings)
+            activations_page.write(folder)
         far = 100 * sum(float((values > 1).any(1).double().mean()) for values in found.values()) / len(found)
         console.say(f"{out}: on the mean layer {far:.1f} % of the images drive some channel beyond its usual 99.9 %")
-        console.say(f"{activations_page.write(out)}: the page")
+        console.say(f"{out / 'report.html'}: the page")
         if json_:
             console.emit({"out": str(out), "overdriven": far, "layers": len(found)})
 

@@ -45,11 +45,13 @@ def guarded(*, debug: bool) -> Iterator[None]:
     except InputError as error:
         fail(str(error), EXIT_INPUT)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPT)
+        fail("interrupted; the same command goes on from the last checkpoint where there is one", EXIT_INTERRUPT)
     except OSError as error:
         words = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or str(error)
         fail(f"{words}{f': {error.filename}' if error.filename else ''}", EXIT_SYSTEM)
     except RuntimeError as error:
+        if "does not require grad" in str(error):
+            fail("the model has no gradient; occlusion, one-pixel and stickers ask it by queries alone", EXIT_INPUT)
         if "out of memory" not in str(error):
             raise
         fail("the device is out of memory; a smaller --batch-size may help", EXIT_SYSTEM)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -32,7 +31,7 @@ from miscue.data import floats
 from miscue.detectors.consistency import Detector, Verdict
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.errors import InputError
-from miscue.files import atomic, refuse_existing, write_arrays, write_json
+from miscue.files import atomic_folder, refuse_existing, refuse_file, write_arrays, write_json
 from miscue.layouts.pictures import FORMATS, decode
 from miscue.measures.accuracy import predictions
 from miscue.models.networks import placed
@@ -68,8 +67,7 @@ def calibrate(
 ) -> None:
     """Show a detector of stickers clean images, so that it knows what a model does when nothing is wrong."""
     with console.guarded(debug=debug):
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} exists already; choose another name or add --overwrite")
+        refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
         source, some = met(model, data, split=split, images=images, resize=resize)
         x = floats(some.images.to(where), channels_last=True)
@@ -108,8 +106,6 @@ def detect(
         if source.sha256 != facts["model_sha256"]:
             raise InputError(f"{detector} was calibrated for another model than {model}")
         refuse_existing(out, overwrite=overwrite)
-        if overwrite:
-            shutil.rmtree(out, ignore_errors=True)
         net, classes = placed(source.model, where), facts["classes"]
         names, pictures, skipped = pictured(images, facts["shape"], resize, keep_going=keep_going)
         verdicts: list[Verdict] = []
@@ -133,10 +129,6 @@ def detect(
             }
             for i, name in enumerate(names)
         ]
-        with atomic(out / "detections.csv") as temporary:
-            temporary.write_text(table(rows), encoding="utf-8")
-        arrays = {key: value.numpy() for key, value in found.items()} | {"images": pictures.numpy()}
-        write_arrays(out / "detections.npz", arrays)
         settings: dict[str, Any] = {
             "kind": "detect",
             "title": f"stickers in {images}",
@@ -149,12 +141,17 @@ def detect(
             "skipped": skipped,
             "classes": classes,
         } | provenance(command_line(), where)
-        write_json(out / "run.json", settings)
+        arrays = {key: value.numpy() for key, value in found.items()} | {"images": pictures.numpy()}
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            (folder / "detections.csv").write_text(table(rows), encoding="utf-8")
+            write_arrays(folder / "detections.npz", arrays)
+            write_json(folder / "run.json", settings)
+            detect_page.write(folder)
         for name in skipped:
             console.say(f"skipped, cannot be read: {name}")
         alarms = sum(row["alarm"] for row in rows)
         console.say(f"{out / 'detections.csv'}: {alarms} of {len(rows)} images alarm")
-        console.say(f"{detect_page.write(out)}: the page")
+        console.say(f"{out / 'report.html'}: the page")
         if json_:
             for row in rows:
                 console.emit(row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.explainers import EXPLAINERS
-from miscue.files import refuse_existing, write_arrays, write_json
+from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.measures.attribution import deletion, insertion, share_inside
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of, placed
@@ -95,8 +94,6 @@ def explain_data(
     source, some = met(model, data, split=split, images=images, resize=resize)
     inside = None if box is None else boxed(box, some.shape[1:])
     refuse_existing(out, overwrite=overwrite)
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
     net = placed(source.model, where)
     explained = partial(explainer, **given)
     parts: list[dict[str, Tensor]] = []
@@ -131,14 +128,15 @@ def explain_data(
         "classes": list(some.classes),
         "seed": seed,
     } | provenance(command_line(), where)
-    write_arrays(
-        out / "maps.npz", {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
-    )
+    kept = {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
     line = {"data": data, "method": name, **options, "network": source.name, "of": of}
-    written(out / "records.jsonl", line, row, settings, len(some))
-    write_json(out / "run.json", settings)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        write_arrays(folder / "maps.npz", kept)
+        written(folder / "records.jsonl", line, row, settings, len(some))
+        write_json(folder / "run.json", settings)
+        explain_page.write(folder)
     console.say(f"{out}: {words(row)}")
-    console.say(f"{explain_page.write(out)}: the page")
+    console.say(f"{out / 'report.html'}: the page")
     if json_:
         console.emit({"out": str(out), "method": name, "n": len(some), **row})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch import nn
 from miscue.balls import changed_pixels, linf
 from miscue.cleaners import CLEANERS
 from miscue.cli import console
-from miscue.cli.models import TRAINED, epoch_words
+from miscue.cli.meeting import changeable
+from miscue.cli.models import TRAINED, scored, walked
 from miscue.cli.options import (
     DATA,
     DEBUG,
@@ -34,13 +35,11 @@ from miscue.cli.options import (
 from miscue.data import Data
 from miscue.defences import LOSSES, bound, feature_norm, tuning
 from miscue.dice import Dice
-from miscue.errors import InputError
-from miscue.files import refuse_existing
-from miscue.measures.accuracy import accuracy
+from miscue.files import refuse_existing, refuse_file
 from miscue.models.networks import NETWORKS, placed
-from miscue.models.store import Plan, load_model, save_model
+from miscue.models.store import Plan, save_model
 from miscue.readers import read
-from miscue.run import Tick, fingerprint, provenance
+from miscue.run import fingerprint, provenance
 from miscue.train import Recipe
 from miscue.victims import Victim, network
 from miscue.writers import write
@@ -148,27 +147,6 @@ def train_by(
         console.emit({"out": str(out), "victim": victim, **facts})
 
 
-def refuse_file(out: Path, *, overwrite: bool) -> None:
-    """Raise an InputError where a file would be lost."""
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists already; choose another name or add --overwrite")
-
-
-def walked(title: str, learning: Iterator[Any], epochs: int, model: nn.Module, splits: Any) -> dict[str, Any]:
-    """Walk through a training with progress; the last epoch's scores."""
-    facts: dict[str, Any] = {}
-
-    def ticks() -> Iterator[Tick]:
-        for epoch in learning:
-            facts.update(epoch=epoch.number, loss=epoch.loss, train_accuracy=accuracy(model, splits.train))
-            if splits.test is not None:
-                facts["test_accuracy"] = accuracy(model, splits.test)
-            yield Tick(done=epoch.number, total=epochs, fact=dict(facts))
-
-    console.follow(ticks(), title, epoch_words)
-    return facts
-
-
 CHANGED = Annotated[Path, typer.Argument(help="A model saved by miscue train.", show_default=False)]
 
 
@@ -199,8 +177,8 @@ def bounded(
     with console.guarded(debug=debug):
         refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
-        net, about = load_model(model)
         splits = read(data, resize=resize)
+        net, about = changeable(model, splits.train, data)
         images = splits.train.to(where)
         found = bound(placed(net, where), images.spread(LARGE), percentile=percentile, slope=slope, per=per)
         facts = scored(found, splits)
@@ -231,16 +209,10 @@ def clip(
     with console.guarded(debug=debug):
         refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
-        net, about = load_model(model)
         splits = read(data, resize=resize)
+        net, about = changeable(model, splits.train, data)
         found = feature_norm(placed(net, where), splits.train.to(where).spread(LARGE), percentile=percentile)
         keep(out, found, about, {"norm_clip": True}, scored(found, splits), where, json_=json_)
-
-
-def scored(model: nn.Module, splits: Any) -> dict[str, Any]:
-    """The accuracies of a model."""
-    facts = {"train_accuracy": accuracy(model, splits.train)}
-    return facts if splits.test is None else facts | {"test_accuracy": accuracy(model, splits.test)}
 
 
 def keep(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from torch import nn
 
 from miscue.data import Data, floats
 from miscue.errors import InputError, lookup
 from miscue.models.modes import frozen
 from miscue.models.sources import Source, sourced
+from miscue.models.store import load_model
 from miscue.readers import read
 
 
@@ -26,16 +31,34 @@ def met(model: str, data: str, *, split: str, images: int, resize: int | None) -
     return source, some
 
 
-def fits(source: Source, data: Data, model: str, name: str) -> None:
-    """Raise an InputError where the model is for other images or classes."""
-    if source.shape not in (None, data.shape) or source.classes not in (None, len(data.classes)):
+def changeable(model: Path, data: Data, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of ours for images and classes such as those of `data`, and what is known of it.
+
+    Raises:
+        InputError: no such model, or one that is for other images or classes.
+    """
+    net, facts = load_model(model)
+    refuse_stranger(facts["plan"]["options"].get("classes"), tuple(facts["plan"]["shape"]), data, str(model), name)
+    return net, facts
+
+
+def refuse_stranger(classes: int | None, shape: tuple[int, ...] | None, data: Data, model: str, name: str) -> None:
+    """Raise an InputError where a model is for other images or classes; None where it does not say."""
+    if shape not in (None, data.shape) or classes not in (None, len(data.classes)):
         raise InputError(
-            f"{model} is for {source.classes} classes of images {source.shape}, "
-            f"{name} has {len(data.classes)} of {data.shape}"
+            f"{model} is for {classes} classes of images {shape}, {name} has {len(data.classes)} of {data.shape}"
         )
+
+
+def fits(source: Source, data: Data, model: str, name: str) -> None:
+    """Raise an InputError where the model is for other images or classes; one that does not say is tried."""
+    refuse_stranger(source.classes, source.shape, data, model, name)
     if source.classes is None:
-        with torch.no_grad(), frozen(source.model):
-            scores = source.model(floats(data.images[:1]))
+        try:
+            with torch.no_grad(), frozen(source.model):
+                scores = source.model(floats(data.images[:1]))
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{model} cannot take images {data.shape} of {name}: {error}") from None
         if scores.shape != (1, len(data.classes)):
             raise InputError(
                 f"{model} gives scores {tuple(scores.shape)} for an image, {name} has {len(data.classes)} classes"

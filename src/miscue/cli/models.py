@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from miscue.cli import console
 from miscue.cli.options import (
@@ -24,8 +25,10 @@ from miscue.cli.options import (
     command_line,
     device,
 )
+from miscue.data import Splits
 from miscue.dice import Dice
 from miscue.errors import InputError
+from miscue.files import refuse_file
 from miscue.measures.accuracy import accuracy
 from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
@@ -33,6 +36,7 @@ from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
 from miscue.report import activations_page, attack_page, detect_page, explain_page, page, rank_page, scenes_page
 from miscue.run import Tick, provenance
+from miscue.train import Epoch
 from miscue.victims import network
 
 TRAINED = Annotated[Path, typer.Argument(help="File to write the model to (.safetensors).", show_default=False)]
@@ -64,8 +68,7 @@ def train(
 ) -> None:
     """Train a classifier and save it with its classes, recipe and scores."""
     with console.guarded(debug=debug):
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} exists already; choose another name or add --overwrite")
+        refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
         chosen = network(victim, epochs, precision)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
@@ -76,16 +79,7 @@ def train(
         images = splits.train.to(where)
         dice = Dice(seed).named("victim", victim)
         model = chosen.untrained(images, dice, device=where)
-        facts: dict[str, Any] = {}
-
-        def ticks() -> Iterator[Tick]:
-            for epoch in chosen.learning(model, images, dice):
-                facts.update(epoch=epoch.number, loss=epoch.loss, train_accuracy=accuracy(model, splits.train))
-                if splits.test is not None:
-                    facts["test_accuracy"] = accuracy(model, splits.test)
-                yield Tick(done=epoch.number, total=recipe.epochs, fact=dict(facts))
-
-        console.follow(ticks(), f"training {victim}", epoch_words)
+        facts = walked(f"training {victim}", chosen.learning(model, images, dice), recipe.epochs, model, splits)
         about = {
             "classes": list(splits.train.classes),
             "recipe": asdict(recipe),
@@ -98,6 +92,25 @@ def train(
         console.say(f"{out}: the model")
         if json_:
             console.emit({"out": str(out), "victim": victim, **facts})
+
+
+def walked(title: str, learning: Iterator[Epoch], epochs: int, model: nn.Module, splits: Splits) -> dict[str, Any]:
+    """Walk through a training with progress; the last epoch's number, loss and scores."""
+    facts: dict[str, Any] = {}
+
+    def ticks() -> Iterator[Tick]:
+        for epoch in learning:
+            facts.update(epoch=epoch.number, loss=epoch.loss, **scored(model, splits))
+            yield Tick(done=epoch.number, total=epochs, fact=dict(facts))
+
+    console.follow(ticks(), title, epoch_words)
+    return facts
+
+
+def scored(model: nn.Module, splits: Splits) -> dict[str, float]:
+    """The accuracies of a model."""
+    facts = {"train_accuracy": accuracy(model, splits.train)}
+    return facts if splits.test is None else facts | {"test_accuracy": accuracy(model, splits.test)}
 
 
 def epoch_words(fact: dict[str, Any]) -> str:

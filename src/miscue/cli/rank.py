@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,7 @@ from miscue.cli.options import (
 )
 from miscue.data import Data
 from miscue.errors import lookup
-from miscue.files import atomic, refuse_existing, write_arrays, write_json
+from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.hardness import HARDNESS, auroc, ease
 from miscue.measures.accuracy import predictions
 from miscue.models.networks import placed
@@ -62,8 +61,6 @@ def rank(
         lookup(HARDNESS, by, "measure")
         source, some = met(model, data, split=split, images=images, resize=resize)
         refuse_existing(out, overwrite=overwrite)
-        if overwrite:
-            shutil.rmtree(out, ignore_errors=True)
         net = placed(source.model, where)
         parts: list[torch.Tensor] = []
 
@@ -89,15 +86,16 @@ def rank(
             "classes": list(some.classes),
         } | provenance(command_line(), where)
         order = values.argsort(stable=True)
-        with atomic(out / "ranking.csv") as temporary:
-            temporary.write_text(table(some, values, named, order), encoding="utf-8")
         arrays = {"images": some.images, "labels": some.labels, "named": named, "values": values, "order": order}
-        write_arrays(out / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
         line = {"data": data, "by": by, "network": source.name}
-        written(out / "records.jsonl", line, row, settings, len(some))
-        write_json(out / "run.json", settings)
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            (folder / "ranking.csv").write_text(table(some, values, named, order), encoding="utf-8")
+            write_arrays(folder / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
+            written(folder / "records.jsonl", line, row, settings, len(some))
+            write_json(folder / "run.json", settings)
+            rank_page.write(folder)
         console.say(f"{out / 'ranking.csv'}: {len(some)} images, the hardest first")
-        console.say(f"{rank_page.write(out)}: the page")
+        console.say(f"{out / 'report.html'}: the page")
         if json_:
             console.emit({"out": str(out), "by": by, "n": len(some), **row})
 

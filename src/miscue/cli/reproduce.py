@@ -9,6 +9,7 @@ import typer
 
 from miscue.cli import console
 from miscue.cli.options import DEBUG, JSON, command_line
+from miscue.errors import lookup
 from miscue.report import tables_page
 from miscue.reproduce import cells, run, summed
 from miscue.run import provenance, rewrite
@@ -43,12 +44,14 @@ def reproduce(
     A killed run goes on where it stopped when it is given again. A cell that fails says why and does not stop the rest.
     """
     with console.guarded(debug=debug):
+        lookup(dict.fromkeys(SCALES), scale, "scale")
         if list_:
             for name, table in TABLES.items():
-                rows = list(table.rows(scale))
-                console.emit({"table": name, "title": table.title, "rows": len(rows)}) if json_ else console.say(
-                    f"{name:26} {len(rows):3} rows  {table.title}"
-                )
+                count = len(list(table.rows(scale)))
+                if json_:
+                    console.emit({"table": name, "title": table.title, "rows": count})
+                else:
+                    console.say(f"{name:26} {count:3} rows  {table.title}")
             return
         todo = cells(tables or [], scale=scale, seeds=seeds, only=only)
         failed: list[dict[str, Any]] = []

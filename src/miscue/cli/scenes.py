@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from miscue.cli.options import DEBUG, DEVICE, JSON, OVERWRITE, SEED, THREADS, co
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions.dpatch import Patched, detected, dpatch_steps, drawn_places, stuck, won
-from miscue.files import atomic, write_arrays, write_json
+from miscue.files import atomic, atomic_folder, refuse_existing, refuse_file, write_arrays, write_json
 from miscue.finder import RECIPE, Finder
 from miscue.layouts.pictures import png
-from miscue.measures.detection import average_precision
+from miscue.measures.detection import average_precision, measurable
 from miscue.models.detector import DETECTORS
 from miscue.models.networks import placed
 from miscue.models.store import load_model, save_model
@@ -56,10 +55,10 @@ def train_detector(
 ) -> None:
     """Train a small object detector on photos with boxes, all but two of ten blocks, and measure it on those two."""
     with console.guarded(debug=debug):
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} exists already; choose another name or add --overwrite")
+        refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
         train, test = read_scenes(data).blocks()
+        measurable(test.targets)
         finder = Finder(recipe=replace(RECIPE, epochs=epochs, lr=lr, batch_size=batch_size))
         dice = Dice(seed).named("detector")
         model = finder.untrained(train, dice, device=where)
@@ -128,10 +127,8 @@ def attack_scenes(
         raise InputError(f"{model} and {data} have other classes")
     if target is not None and target not in train.classes:
         raise InputError(f"no class {target!r}; there are {', '.join(train.classes)}")
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    if (out / "run.json").exists():
-        raise InputError(f"{out} holds a finished attack; choose another place or add --overwrite")
+    refuse_existing(out, overwrite=overwrite)
+    measurable(test.targets)
     label = None if target is None else train.classes.index(target) + 1
     net, dice = placed(net, where), Dice(seed).named("dpatch")
     made: list[Patched] = []
@@ -163,15 +160,17 @@ def attack_scenes(
         "target": target,
         "seed": seed,
     } | provenance(command_line(), where)
-    row = judged(net, test, made[0], out, place=options["place"], label=label, where=where, dice=dice)
     line = {"data": data, "method": "dpatch", **options, "target": target, "network": settings["plan"]["name"]}
-    written(out / "records.jsonl", line, row, settings, len(test))
-    write_json(out / "run.json", settings)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        row = judged(net, test, made[0], folder, place=options["place"], label=label, where=where, dice=dice)
+        written(folder / "records.jsonl", line, row, settings, len(test))
+        write_json(folder / "run.json", settings)
+        scenes_page.write(folder)
     console.say(
         f"{out}: average precision on {len(test)} other photos {row['map_50']:.1f} %, with a patch of noise "
         f"{row['map_50_noise']:.1f} %, with this patch {row['map_50_patched']:.1f} %"
     )
-    console.say(f"{scenes_page.write(out)}: the page")
+    console.say(f"{out / 'report.html'}: the page")
     if json_:
         console.emit({"out": str(out), "method": "dpatch", "n": len(test), **row})
 

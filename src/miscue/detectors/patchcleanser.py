@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from miscue.errors import InputError
-from miscue.explainers.occlusion import TOGETHER
+from miscue.explainers.occlusion import TOGETHER, grey, masked_scores
 from miscue.images import rectangles
 from miscue.models.modes import Model, frozen
-
-FILL = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +58,13 @@ class Masks:
     def named(self, model: Model, x: Tensor, pairs: Tensor) -> Tensor:
         """The class for images x (n, c, h, w) under each of pairs (k, 2): int64 (n, k)."""
         found = torch.empty(len(x), len(pairs), dtype=torch.int64, device=x.device)
-        some = math.ceil(len(pairs) / math.ceil(len(pairs) / TOGETHER))
-        many, own = max(1, TOGETHER // some), x.permute(0, 2, 3, 1)[:, None]
-        for first in range(0, len(pairs), some):
-            chosen = pairs[first : first + some]
-            covered = (self.inside[chosen[:, 0]] | self.inside[chosen[:, 1]]).to(x.device)[..., None]
-            for start in range(0, len(x), many):
-                shown = own[start : start + many].masked_fill(covered, FILL).flatten(0, 1).permute(0, 3, 1, 2)
-                found[start : start + many, first : first + some] = model(shown).argmax(1).view(-1, len(chosen))
+
+        def masks(chosen: slice) -> Tensor:
+            first, second = pairs[chosen].t()
+            return (self.inside[first] | self.inside[second]).to(x.device)
+
+        for images, chosen, scores in masked_scores(model, x, grey(x), masks, len(pairs)):
+            found[images, chosen] = scores.argmax(2)
         return found
 
 

@@ -100,19 +100,32 @@ def windows(side: int, window: int, stride: int) -> int:
 def covered_scores(
     model: Model, x: Tensor, covered: Tensor, *, window: int, stride: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The scores of images x (n, c, h, w) with each window as it is in `covered`, some of both at a time.
-
-    Yields:
-        (which images, which windows, scores (images, windows, classes)); windows are numbered row by row.
-    """
+    """`masked_scores` for all windows, which are numbered row by row."""
     tops, lefts = (stride * torch.arange(windows(side, window, stride), device=x.device) for side in x.shape[2:])
     places = torch.cartesian_prod(tops, lefts)
-    some = math.ceil(len(places) / math.ceil(len(places) / TOGETHER))
+
+    def masks(chosen: slice) -> Tensor:
+        return rectangles(places[chosen], (window, window), x.shape[2:])
+
+    yield from masked_scores(model, x, covered, masks, len(places))
+
+
+def masked_scores(
+    model: Model, x: Tensor, covered: Tensor, masks: Callable[[slice], Tensor], count: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The scores of images x (n, c, h, w) that are as in `covered` under each of `count` masks, some of both at a time.
+
+    masks: which of them -> bool (k, h, w).
+
+    Yields:
+        (which images, which masks, scores (images, masks, classes)).
+    """
+    some = math.ceil(count / math.ceil(count / TOGETHER))
     many = max(1, TOGETHER // some)
     own, other = (images.permute(0, 2, 3, 1)[:, None] for images in (x, covered))  # (n, 1, h, w, c)
-    for first in range(0, len(places), some):
-        chosen = slice(first, min(first + some, len(places)))
-        mask = rectangles(places[chosen], (window, window), x.shape[2:])[..., None]
+    for first in range(0, count, some):
+        chosen = slice(first, min(first + some, count))
+        mask = masks(chosen)[..., None]
         for start in range(0, len(x), many):
             images = slice(start, min(start + many, len(x)))
             shown = torch.where(mask, other[images], own[images]).flatten(0, 1).permute(0, 3, 1, 2)

@@ -29,12 +29,9 @@ def average_precision(found: Sequence[Boxes], targets: Sequence[Boxes], classes:
     Raises:
         InputError: no objects at all, or faster-coco-eval is not installed.
     """
-    if not any(len(target["labels"]) for target in targets):
-        raise InputError("no image has an object, so that average precision is undefined")
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise InputError("average precision needs faster-coco-eval: pip install 'miscue[detection]'") from None
+    measurable(targets)
+    from faster_coco_eval import COCO, COCOeval_faster
+
     truth = COCO(
         {
             "images": [{"id": number} for number in range(1, len(targets) + 1)],
@@ -53,6 +50,16 @@ def average_precision(found: Sequence[Boxes], targets: Sequence[Boxes], classes:
         "map": 100 * float(precision[:, :, there].mean()),
         "map_50": 100 * float(precision[0][:, there].mean()),
     }
+
+
+def measurable(targets: Sequence[Boxes]) -> None:
+    """Raise an InputError where `average_precision` could not be had: to be asked before long work."""
+    if not any(len(target["labels"]) for target in targets):
+        raise InputError("no image has an object, so that average precision is undefined")
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError:
+        raise InputError("average precision needs faster-coco-eval: pip install 'miscue[detection]'") from None
 
 
 def numbered(boxes: Sequence[Boxes]) -> list[dict[str, Any]]:

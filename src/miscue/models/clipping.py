@@ -36,6 +36,8 @@ def gathers(model: nn.Module) -> tuple[str, nn.Module]:
 
 def clipped(model: nn.Module, limit: Tensor) -> nn.Module:
     """Put a `NormClip` around what gathers the feature maps, in place."""
+    if any(isinstance(module, NormClip) for module in model.modules()):
+        raise InputError("the norms of the model's features are clipped already")
     name, gathering = gathers(model)
     parent, _, last = name.rpartition(".")
     model.get_submodule(parent)._modules[last] = NormClip(gathering, limit)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from miscue.errors import InputError
@@ -83,5 +84,5 @@ def digest(model: nn.Module, path: Path) -> str:
     found = hashlib.sha256()
     for key, value in weights.items():
         found.update(key.encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(dtype=value.dtype).numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest() if weights else hashlib.sha256(path.read_bytes()).hexdigest()

@@ -297,8 +297,7 @@ def outcomes(scale: str) -> Iterator[Row]:
         for attack in attacks(SIGNS[scale], 0):
             for made_on, against in (("original", "bounded"), ("bounded", "original"), ("original", "other")):
                 given = {"ways": ways, "attack": attack, "made_on": made_on, "against": against, "leaky": False}
-                stated = attack == "stickers" and against == "bounded" and scale != "smoke"
-                published = SLIDES[ways] if stated else {}
+                published = SLIDES.get(ways, {}) if attack == "stickers" and against == "bounded" else {}
                 yield Row(settings=base(scale, 430) | given, measure=outcome, published=published, seeds=3)
         for attack in ("square", "pgd"):
             given = {"ways": ways, "attack": attack, "made_on": "bounded", "against": "original", "leaky": True}

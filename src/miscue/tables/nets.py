@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from miscue.data import Data, floats
 from miscue.dice import Dice
+from miscue.losses import plain
 from miscue.models.networks import device_of, placed
 from miscue.models.store import load_model, save_model
 from miscue.tables.poisoned import device, known
@@ -49,7 +50,7 @@ def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = N
     assert splits.test is not None
     chosen, train = victim or VICTIMS[data], splits.train
     settings = {"data": data, "seed": seed, "network": chosen.network, "recipe": asdict(chosen.recipe)}
-    settings |= {"loss": repr(chosen.loss) if victim else "plain"}
+    settings |= {"loss": "plain" if chosen.loss is plain else repr(chosen.loss)}
 
     def make(place: Path) -> None:
         model = chosen(train, Dice(seed).named("net", data), device=device())
