@@ -137,6 +137,38 @@ def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) 
     assert "holds a finished attack" in again.stderr
 
 
+def test_success_rises_with_the_budget_that_is_swept(model: Path, tmp_path: Path) -> None:
+    words = ["attack", "fgsm", model, "digits", tmp_path / "out", "--images", "60", "--threads", "1"]
+    within(*words, "--eps", "0.1", "--sweep", "eps=0,25/255,0.1,0.3")
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    success = [(r["row"]["eps"], r["mean"]) for r in records if r["measure"] == "success"]
+    assert [eps for eps, _ in success] == pytest.approx([0.1, 0.0, 25 / 255, 0.1, 0.3])
+    main, *curve = (share for _, share in success)
+    assert curve == sorted(curve)
+    assert curve[0] == 0.0 < curve[-1]
+    assert main == curve[2]
+    budgets = [r["mean"] for r in records if r["measure"] == "budget_measured"]
+    assert all(used <= eps + 1e-9 for used, (eps, _) in zip(budgets, success, strict=True))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"0.0\u00a0% at 0, {curve[-1]:.1f}\u00a0% at 0.3; eps" in page
+
+
+@pytest.mark.parametrize(
+    ("sweep", "complaint"),
+    [
+        ("epps=0.1", "did you mean eps"),
+        ("eps=", "takes values as in eps=1/255,2/255"),
+        ("eps=0.1,x", "takes values as in eps=1/255,2/255"),
+        ("steps=1.5", "steps takes whole numbers"),
+        ("norm=1", "needs an option that is a number; norm is 'linf'"),
+    ],
+)
+def test_sweeps_that_cannot_be(model: Path, tmp_path: Path, sweep: str, complaint: str) -> None:
+    done = within("attack", "pgd", model, "digits", tmp_path / "out", "--sweep", sweep, check=False)
+    assert done.exit_code == 2
+    assert complaint in " ".join(done.stderr.split())
+
+
 USERS = """
 import torch
 from torch import nn

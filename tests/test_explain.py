@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import look_at, within
 from miscue.data import floats
@@ -64,6 +65,7 @@ def test_battery(name: str, model: Path, tmp_path: Path) -> None:
         (["gradient", "--of", "wrong"], "--of must be true or named"),
         (["gradient", "--box", "1,2,3"], "--box needs TOP,LEFT,BOTTOM,RIGHT"),
         (["gradient", "--box", "1,2,9,9"], "reaches outside"),
+        (["gradient", "--masks", "nowhere"], "digits has none"),
         (["occlusion", "--window", "9"], "window of 9 pixels"),
         (["gradcam", "--layer", "nothing"], "unknown layer"),
     ],
@@ -73,6 +75,35 @@ def test_bad_input_is_one_line(words: list[str], expected: str, model: Path, tmp
     assert done.exit_code == 2
     assert expected in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_the_objects(tmp_path: Path) -> None:
+    """Images whose object is a square in a corner, as files; the masks lie beside them, under the same names."""
+    for split, count in (("train", 24), ("test", 6)):
+        for label, (row, column) in enumerate(((1, 1), (1, 7), (7, 1), (7, 7))):
+            for number in range(count):
+                image, mask = np.full((12, 12), 40 + number, np.uint8), np.zeros((12, 12), np.uint8)
+                image[row : row + 4, column : column + 4], mask[row : row + 4, column : column + 4] = 230, 255
+                for place, picture in (("data", image), ("masks", mask)):
+                    file = tmp_path / place / split / str(label) / f"{number}.png"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(picture).save(file)
+    train = ["train", tmp_path / "data", tmp_path / "model", "--victim", "cnn-small", "--epochs", "30"]
+    within(*train, "--batch-size", "8", "--lr", "0.02", "--threads", "1")
+    words = ["explain", "gradient", tmp_path / "model", tmp_path / "data", tmp_path / "out", "--threads", "1"]
+    masks = tmp_path / "masks" / "test"
+    row = json.loads(within(*words, "--masks", masks, "--json").stdout)
+    assert row["inside_by_chance"] == pytest.approx(100 * 16 / 144)
+    assert row["inside"] > 2 * row["inside_by_chance"]
+    both = within(*words, "--overwrite", "--masks", masks, "--box", "0,0,1,1", check=False)
+    assert "not both" in both.stderr
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(masks / "1" / "3.png")
+    wrong = within(*words, "--overwrite", "--masks", masks, check=False)
+    assert wrong.exit_code == 2
+    assert "5 x 5 pixels" in " ".join(wrong.stderr.split())
+    (masks / "1" / "3.png").unlink()
+    missing = within(*words, "--overwrite", "--masks", masks, check=False)
+    assert "no such mask" in missing.stderr
 
 
 def test_a_failure_leaves_what_was_there(model: Path, tmp_path: Path) -> None:

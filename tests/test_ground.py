@@ -86,6 +86,16 @@ def test_first_pass_does_not_depend_on_the_number_of_passes(data: Data) -> None:
     assert torch.equal(one.index, three.index)
 
 
+def test_heavier_images_are_drawn_more_often(data: Data) -> None:
+    weights = torch.ones(len(data))
+    weights[:60], weights[60:80] = 3.0, 0.0
+    drawn = [batch.index for batch in batches(data, size=40, epochs=50, dice=Dice(0), weights=weights)]
+    assert sum(map(len, drawn)) == 50 * len(data)
+    counts = torch.bincount(torch.cat(drawn), minlength=len(data)).double()
+    assert counts[60:80].sum() == 0
+    assert float(counts[:60].mean() / counts[80:].mean()) == pytest.approx(3, rel=0.05)
+
+
 def test_a_set_smaller_than_a_batch_is_one_batch(data: Data) -> None:
     assert [len(b.y) for b in batches(data, size=1000, epochs=2, dice=Dice(0))] == [240, 240]
 

@@ -16,7 +16,8 @@ from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import fgsm, pgd
-from miscue.hardness import HARDNESS, auroc, ease, forgotten, kappa, smallest_eps
+from miscue.hardness import HARDNESS, auroc, ease, emphasised, forgotten, kappa, smallest_eps
+from miscue.models.store import load_model
 from miscue.readers import read
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -107,6 +108,37 @@ def test_auroc_by_hand() -> None:
     assert auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True])) == pytest.approx(75)
     with pytest.raises(InputError, match="both kinds"):
         auroc(torch.rand(3), torch.ones(3).bool())
+
+
+def test_the_hardest_is_drawn_most() -> None:
+    weights = emphasised(torch.tensor([5.0, 1.0, 3.0, 3.0, 9.0]), 3.0)
+    assert weights.tolist() == pytest.approx([1.5, 3.0, 2.25, 2.25, 1.0])
+    assert emphasised(torch.tensor([2.0, 1.0]), 1.0).tolist() == [1.0, 1.0]
+    for values, emphasis in ((torch.tensor([1.0, 2.0]), 0.5), (torch.tensor([1.0]), 2.0)):
+        with pytest.raises(InputError, match="emphasis must be at least 1"):
+            emphasised(values, emphasis)
+
+
+def test_training_draws_by_the_ranking(saved: Path, tmp_path: Path) -> None:
+    count = len(read("digits").train)
+    words = ["rank", saved, "digits", tmp_path / "rank", "--split", "train", "--by", "margin", "--threads", "1"]
+    within(*words, "--images", str(count))
+    table = tmp_path / "rank" / "ranking.csv"
+    train = ["train", "digits", tmp_path / "hard", "--victim", "cnn-small", "--epochs", "2", "--ranking", table]
+    row = json.loads(within(*train, "--emphasis", "5", "--json").stdout)
+    assert row["test_accuracy"] > 50
+    _, facts = load_model(tmp_path / "hard")
+    assert facts["emphasis"] == 5.0
+    rows = table.read_text().splitlines()
+    for name, lines, complaint in (
+        ("short", rows[:50], f"ranks 49 images, the training set has {count}"),
+        ("other", [rows[0], *(f"{row.rsplit(',', 3)[0]},none,0,0" for row in rows[1:])], "classes are not those"),
+        ("torn", ["rank;image", "1;2"], "is not a ranking"),
+    ):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        done = within(*train[:-1], tmp_path / name, "--overwrite", check=False)
+        assert done.exit_code == 2, name
+        assert complaint in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

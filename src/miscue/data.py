@@ -110,14 +110,27 @@ def floats(images: Tensor, *, channels_last: bool = False) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
-def batches(data: Data, *, size: int, epochs: int, dice: Dice, channels_last: bool = False) -> Iterator[Batch]:
+def batches(
+    data: Data,
+    *,
+    size: int,
+    epochs: int,
+    dice: Dice,
+    channels_last: bool = False,
+    weights: Tensor | None = None,
+) -> Iterator[Batch]:
     """Shuffled minibatches, `epochs` passes; the incomplete last batch of a pass is dropped if it is not the only one.
 
-    Each pass has its own named stream, so pass k is the same however many passes are asked for.
+    Each pass has its own named stream, so pass k is the same however many passes are asked for. With `weights`, float
+    (n,), a pass draws n images with replacement, each as often as its weight says, instead of each image once.
     """
     device = data.images.device
     for epoch in range(epochs):
-        order = torch.randperm(len(data), generator=dice.named("order", epoch).generator()).to(device)
+        generator = dice.named("order", epoch).generator()
+        if weights is None:
+            order = torch.randperm(len(data), generator=generator).to(device)
+        else:
+            order = torch.multinomial(weights, len(data), replacement=True, generator=generator).to(device)
         whole = len(order) // size * size or len(order)
         for index in order[:whole].split(size):
             yield Batch(x=floats(data.images[index], channels_last=channels_last), y=data.labels[index], index=index)

@@ -157,6 +157,25 @@ def forgotten(right: Tensor) -> Tensor:
     return torch.where(right.any(0), events, len(right))
 
 
+def emphasised(values: Tensor, emphasis: float) -> Tensor:
+    """How often each image is to be drawn in training: float (n,), 1 for the easiest, `emphasis` for the hardest.
+
+    Weights go by rank, so that no scale of a measure and no outlier matters; equal values share the mean of theirs.
+
+    values: (n,), small where an image is hard.
+
+    Raises:
+        InputError: fewer than two images, or an emphasis below 1.
+    """
+    if emphasis < 1 or len(values) < 2:
+        raise InputError(
+            f"emphasis must be at least 1 and there must be two images, got {emphasis:g} and {len(values)}"
+        )
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0) - (counts + 1) / 2
+    return 1 + (emphasis - 1) * (1 - middle[place] / (len(values) - 1))
+
+
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """The area under the ROC curve, in percent: how often a positive one has a larger score than another.
 

@@ -220,14 +220,17 @@ def records(cells: Sequence[dict[str, Any]], settings: dict[str, Any]) -> list[d
     return found
 
 
-def written(path: Path, row: dict[str, Any], measures: Mapping[str, float], settings: dict[str, Any], n: int) -> None:
-    """Write the measures of a run of one piece as record lines (fields as in results/); the table is its kind."""
+def written(
+    path: Path, rows: Sequence[tuple[dict[str, Any], Mapping[str, float]]], settings: dict[str, Any], n: int
+) -> None:
+    """Write the (row, measures) of a run of one piece as record lines, fields as in results/; the table is its kind."""
     facts = {"published": None, "std": None, "n": n, "scale": "laptop", "seconds": None, "note": None}
     facts |= {name: settings[name] for name in ("data", "device", "commit", "command")}
     rewrite(
         path,
         [
             {"table": settings["kind"], "row": row, "measure": measure, "mean": value} | facts
+            for row, measures in rows
             for measure, value in measures.items()
         ],
     )

@@ -119,16 +119,23 @@ def training(
 
 
 def fitting(
-    model: nn.Module, data: Data, recipe: Recipe, dice: Dice, *, loss: Loss = plain, shown: Shown | None = None
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    dice: Dice,
+    *,
+    loss: Loss = plain,
+    shown: Shown | None = None,
+    weights: Tensor | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place by `recipe`, yielding after every epoch. `data` and `model` lie on the same device.
 
-    `shown` changes each batch before the model sees it.
+    `shown` changes each batch before the model sees it; `weights`, float (n,), say how often each image is drawn.
 
     Raises:
         InputError: the loss stopped being a finite number.
     """
-    stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True)
+    stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True, weights=weights)
     placed(model, data.images.device)
     seen = augmented(map(shown, stream) if shown else stream, recipe, dice)
     yield from scheduled(model, seen, recipe, len(data), loss=loss)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from miscue.data import Data, floats
 from miscue.dice import Dice
@@ -56,9 +56,12 @@ class Victim:
         """Fresh weights on `device`."""
         return placed(build(self.plan(data), dice), device)
 
-    def learning(self, model: nn.Module, data: Data, dice: Dice, *, shown: Shown | None = None) -> Iterator[Epoch]:
+    def learning(
+        self, model: nn.Module, data: Data, dice: Dice, *, shown: Shown | None = None, weights: Tensor | None = None
+    ) -> Iterator[Epoch]:
         """Train `model` in place; yields after every epoch with the model in eval mode."""
-        return fitting(model, data, self.recipe, dice.named("training"), loss=self.loss, shown=shown)
+        dice = dice.named("training")
+        return fitting(model, data, self.recipe, dice, loss=self.loss, shown=shown, weights=weights)
 
     def __call__(self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None) -> nn.Module:
         """A model trained on `data` from fresh weights, in eval mode."""

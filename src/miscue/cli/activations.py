@@ -87,7 +87,7 @@ def activations(
         kept = {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()}
         with atomic_folder(out, overwrite=overwrite) as folder:
             write_arrays(folder / "images.npz", kept)
-            written(folder / "records.jsonl", line, most, settings, len(looked))
+            written(folder / "records.jsonl", [(line, most)], settings, len(looked))
             write_json(folder / "run.json", settings)
             activations_page.write(folder)
         far = 100 * sum(float((values > 1).any(1).double().mean()) for values in found.values()) / len(found)

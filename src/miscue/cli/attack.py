@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +35,7 @@ from miscue.cli.options import (
 )
 from miscue.data import Data
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import InputError, lookup
 from miscue.evasions import EVASIONS, FOR_ALL_IMAGES, Adversarial
 from miscue.files import atomic, write_arrays, write_json
 from miscue.labels import label_map
@@ -56,6 +57,13 @@ def common(
     split: Annotated[str, typer.Option(help="Whose images: test or train.")] = "test",
     target: Annotated[
         str | None, typer.Option(help="What each class is to be taken for: y+1, or one class for each.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack also at each of these values of an option, for the curve of success against it.",
+            metavar="OPTION=A,B,...",
+        ),
     ] = None,
     resize: RESIZE = None,
     seed: SEED = 0,
@@ -92,6 +100,7 @@ def attack_data(
     images: int,
     split: str,
     target: str | None,
+    sweep: str | None,
     resize: int | None,
     seed: int,
     device_: str,
@@ -112,6 +121,7 @@ def attack_data(
             console.say(f"{len(some) - len(others)} images are of the class asked for and left out")
         some = some.take(others)
     options = {p.name: p.default for p in takes.values() if p.kind is p.KEYWORD_ONLY and p.name not in HIDDEN} | given
+    swept = None if sweep is None else sweeping(sweep, options)
     settings: dict[str, Any] = {
         "kind": "attack",
         "title": f"{name} against {Path(model).name} on {data}",
@@ -125,22 +135,57 @@ def attack_data(
         "data_sha256": fingerprint(some),
         "classes": list(some.classes),
         "targets": targets,
+        "sweep": swept,
         "seed": seed,
     }
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
     settings = begin(out, settings | provenance(command_line(), where))
     net = placed(source.model, where)
-    eps = options.get("eps") if options.get("norm", "linf") == "linf" else None
-    attack, part = bound(method, given, seed), len(some) if name in FOR_ALL_IMAGES else PART
-    console.follow(ticks(net, some, attack, out, targets=targets, eps=eps, part=part), f"attacking: {name}", str)
-    attacked, curve = gathered(out)
-    row = measures(attacked)
-    save(out, attacked, curve, settings, row)
+    part = len(some) if name in FOR_ALL_IMAGES else PART
+
+    def parts(given: dict[str, Any], folder: Path, title: str) -> tuple[Attacked, Tensor]:
+        own = options | given
+        eps = own.get("eps") if own.get("norm", "linf") == "linf" else None
+        attack = bound(method, given, seed)
+        console.follow(ticks(net, some, attack, folder, targets=targets, eps=eps, part=part), title, str)
+        return gathered(folder)
+
+    attacked, curve = parts(given, out / "parts", f"attacking: {name}")
+    rows = [(options, measures(attacked))]
+    for option, values in (swept or {}).items():
+        for value in values:
+            own = given | {option: value}
+            found, _ = parts(own, out / "parts" / f"{option} {value:g}", f"attacking: {name}, {option} {value:g}")
+            rows.append((options | own, measures(found)))
+            console.say(f"{option} {value:g}: {words(rows[-1][1], len(found))}")
+    save(out, attacked, curve, settings, rows)
+    row = rows[0][1]
     console.say(f"{out}: {words(row, len(attacked))}")
     console.say(f"{attack_page.write(out)}: the page")
     if json_:
         console.emit({"out": str(out), "method": name, "n": len(attacked), **row})
+
+
+def sweeping(text: str, options: dict[str, Any]) -> dict[str, list[float]]:
+    """OPTION=A,B,... as {option: values}, each of the kind that the option is.
+
+    Raises:
+        InputError: no such option, one that is no number, values that it cannot take.
+    """
+    name, _, listed = text.partition("=")
+    option = name.strip().removeprefix("--").replace("-", "_")
+    usual = lookup(options, option, "option of this attack")
+    if isinstance(usual, bool) or not isinstance(usual, int | float):
+        raise InputError(f"--sweep needs an option that is a number; {option} is {usual!r}")
+    try:
+        exact = sorted({Fraction(word) for word in listed.split(",")})
+        values = [type(usual)(value) for value in exact]
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"--sweep takes values as in eps=1/255,2/255, got {text!r}") from None
+    if isinstance(usual, int) and any(value.denominator > 1 for value in exact):
+        raise InputError(f"{option} takes whole numbers, got {listed}")
+    return {option: values}
 
 
 def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +195,7 @@ def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{out} holds a finished attack; choose another place or add --overwrite")
     if about.exists():
         found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
-        same = ("kind", "method", "options", "model_sha256", "data_sha256", "targets", "seed")
+        same = ("kind", "method", "options", "model_sha256", "data_sha256", "targets", "sweep", "seed")
         refuse_other({key: settings[key] for key in same}, {key: found.get(key) for key in same}, out)
         return found
     write_json(about, settings)
@@ -158,11 +203,11 @@ def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def ticks(
-    model: nn.Module, data: Data, attack: Bound, out: Path, *, targets: Any, eps: float | None, part: int
+    model: nn.Module, data: Data, attack: Bound, folder: Path, *, targets: Any, eps: float | None, part: int
 ) -> Iterator[Tick]:
-    """Attack what is not there yet, one file a part."""
+    """Attack what is not in `folder` yet, one file a part."""
     for start in range(0, len(data), part):
-        file = out / "parts" / f"{start:06}.npz"
+        file = folder / f"{start:06}.npz"
         some = data.take(slice(start, start + part))
         if not file.exists():
             attacked, curve = assault(model, some, attack, targets=targets, eps=eps, start=start)
@@ -170,10 +215,10 @@ def ticks(
         yield Tick(done=start + len(some), total=len(data))
 
 
-def gathered(out: Path) -> tuple[Attacked, Tensor]:
-    """All parts, and the mean of their curves, shorter ones prolonged by their last value."""
+def gathered(folder: Path) -> tuple[Attacked, Tensor]:
+    """All parts in `folder`, and the mean of their curves, shorter ones prolonged by their last value."""
     parts, curves, sizes = [], [], []
-    for file in sorted((out / "parts").glob("*.npz")):
+    for file in sorted(folder.glob("*.npz")):
         with np.load(file, allow_pickle=False) as archive:
             found = {name: torch.from_numpy(archive[name]) for name in archive.files}
         curves.append(found.pop("curve"))
@@ -185,18 +230,24 @@ def gathered(out: Path) -> tuple[Attacked, Tensor]:
     return joined(parts), (whole * shares[:, None]).sum(0)
 
 
-def save(out: Path, attacked: Attacked, curve: Tensor, settings: dict[str, Any], row: dict[str, float]) -> None:
-    """The images as PNG files and as arrays, the records; then the parts are no longer needed."""
+def save(
+    out: Path,
+    attacked: Attacked,
+    curve: Tensor,
+    settings: dict[str, Any],
+    rows: list[tuple[dict[str, Any], dict[str, float]]],
+) -> None:
+    """The images as PNG files and as arrays, the records of each (options, measures); then the parts are not needed."""
     names = settings["classes"]
     for i in range(len(attacked)):
         words = f"{i:05}-{names[int(attacked.labels[i])]}-as-{names[int(attacked.after[i])]}".replace("/", "_")
         with atomic(out / "images" / f"{words}.png") as temporary:
             channels = attacked.images.shape[1]
             temporary.write_bytes(png(attacked.images[i] if channels in (1, 3) else attacked.images[i, :1]))
+    about = {"data": settings["data"], "method": settings["method"]}
+    then = {"network": settings["network"], "targets": settings["targets"]}
+    written(out / "records.jsonl", [(about | own | then, row) for own, row in rows], settings, len(attacked))
     write_arrays(out / "adversarials.npz", arrays(attacked) | {"curve": curve.numpy()})
-    line = {"data": settings["data"], "method": settings["method"], **settings["options"]}
-    line |= {"network": settings["network"], "targets": settings["targets"]}
-    written(out / "records.jsonl", line, row, settings, len(attacked))
     shutil.rmtree(out / "parts")
 
 

@@ -33,6 +33,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.explainers import EXPLAINERS
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
+from miscue.layouts.pictures import decode
 from miscue.measures.attribution import deletion, insertion, share_inside
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of, placed
@@ -54,6 +55,13 @@ def common(
         str | None,
         typer.Option(
             help="Where the object is, TOP,LEFT,BOTTOM,RIGHT in pixels: how much of the maps lies inside?",
+            show_default=False,
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the object is, image by image: a folder of PNG files named as those of DATA, white on it.",
             show_default=False,
         ),
     ] = None,
@@ -80,6 +88,7 @@ def explain_data(
     split: str,
     of: str,
     box: str | None,
+    masks: Path | None,
     resize: int | None,
     seed: int,
     device_: str,
@@ -92,7 +101,9 @@ def explain_data(
     if of not in ("true", "named"):
         raise InputError(f"--of must be true or named, got {of!r}")
     source, some = met(model, data, split=split, images=images, resize=resize)
-    inside = None if box is None else boxed(box, some.shape[1:])
+    if box and masks:
+        raise InputError("give --box or --masks, not both")
+    inside = boxed(box, some) if box else masked(masks, some, data) if masks else None
     refuse_existing(out, overwrite=overwrite)
     net = placed(source.model, where)
     explained = partial(explainer, **given)
@@ -100,7 +111,9 @@ def explain_data(
 
     def ticks() -> Iterator[Tick]:
         for start in range(0, len(some), PART):
-            parts.append(judged(net, explained, some.take(slice(start, start + PART)), of, inside, Dice(seed), start))
+            part = slice(start, start + PART)
+            there = None if inside is None else inside[part]
+            parts.append(judged(net, explained, some.take(part), of, there, Dice(seed), start))
             yield Tick(done=min(start + PART, len(some)), total=len(some))
 
     console.follow(ticks(), f"explaining: {name}", str)
@@ -124,6 +137,7 @@ def explain_data(
         "split": split,
         "of": of,
         "box": box,
+        "masks": masks and str(masks),
         "data_sha256": fingerprint(some),
         "classes": list(some.classes),
         "seed": seed,
@@ -132,7 +146,7 @@ def explain_data(
     line = {"data": data, "method": name, **options, "network": source.name, "of": of}
     with atomic_folder(out, overwrite=overwrite) as folder:
         write_arrays(folder / "maps.npz", kept)
-        written(folder / "records.jsonl", line, row, settings, len(some))
+        written(folder / "records.jsonl", [(line, row)], settings, len(some))
         write_json(folder / "run.json", settings)
         explain_page.write(folder)
     console.say(f"{out}: {words(row)}")
@@ -141,8 +155,9 @@ def explain_data(
         console.emit({"out": str(out), "method": name, "n": len(some), **row})
 
 
-def boxed(text: str, size: tuple[int, ...]) -> Tensor:
-    """bool (h, w), the pixels of TOP,LEFT,BOTTOM,RIGHT."""
+def boxed(text: str, some: Data) -> Tensor:
+    """bool (n, h, w), the pixels of TOP,LEFT,BOTTOM,RIGHT in each image."""
+    size = some.shape[1:]
     try:
         top, left, bottom, right = (int(word) for word in text.split(","))
     except ValueError:
@@ -151,7 +166,27 @@ def boxed(text: str, size: tuple[int, ...]) -> Tensor:
         raise InputError(f"the box {text} is empty or reaches outside the images of {size[0]} x {size[1]} pixels")
     mask = torch.zeros(*size, dtype=torch.bool)
     mask[top:bottom, left:right] = True
-    return mask
+    return mask.expand(len(some), *size)
+
+
+def masked(folder: Path, some: Data, name: str) -> Tensor:
+    """bool (n, h, w), where the masks in `folder` are white, each named as its image's file, but .png.
+
+    Raises:
+        InputError: the images come from no files, a mask is missing, unreadable or of another size.
+    """
+    if not some.files:
+        raise InputError(f"--masks go by the names of the images' files, and {name} has none")
+    found = []
+    for file in some.files:
+        mask = (folder / file).with_suffix(".png")
+        if not mask.is_file():
+            raise InputError(f"no such mask: {mask}")
+        white = decode(mask, channels=1)[0] >= 128
+        if white.shape != some.shape[1:]:
+            raise InputError(f"{mask} is of {white.shape[0]} x {white.shape[1]} pixels, its image is not")
+        found.append(white)
+    return torch.stack(found)
 
 
 def judged(
@@ -177,7 +212,8 @@ def judged(
         found[f"deletion{kind}"] = 100 * deletion(net, x, y, one, base=base)
         found[f"insertion{kind}"] = 100 * insertion(net, x, y, one, base=base)
     if inside is not None:
-        found["inside"] = share_inside(maps, inside.to(where).expand_as(maps))
+        found["inside"] = share_inside(maps, inside.to(where))
+        found["inside_by_chance"] = 100 * inside.double().mean((1, 2))
     return {key: value.cpu() for key, value in found.items()}
 
 
@@ -188,7 +224,11 @@ def words(row: dict[str, float]) -> str:
         f"({row['deletion_random']:.1f} for random ones), {row['insertion']:.1f} % while they appear "
         f"({row['insertion_random']:.1f})"
     )
-    return text + (f"; {row['inside']:.1f} % of the maps lies inside the box" if "inside" in row else "")
+    if "inside" in row:
+        text += (
+            f"; {row['inside']:.1f} % of the maps lies on the object ({row['inside_by_chance']:.1f} % of the pixels)"
+        )
+    return text
 
 
 for _name, _explainer in EXPLAINERS.items():

@@ -25,6 +25,7 @@ from miscue.cli.options import (
     command_line,
     device,
 )
+from miscue.cli.rank import emphasis_of
 from miscue.data import Splits
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -57,6 +58,16 @@ def train(
         int, typer.Option(help="Put so many grey squares on each image, anew in each pass; see --hole.", min=0)
     ] = 0,
     hole: Annotated[int, typer.Option(help="Side of such a square in pixels.", min=1)] = 9,
+    ranking: Annotated[
+        Path | None,
+        typer.Option(
+            help="A table of miscue rank --split train over all training images: hard ones are drawn more often.",
+            show_default=False,
+        ),
+    ] = None,
+    emphasis: Annotated[
+        float, typer.Option(help="How many times as often the hardest image is drawn as the easiest.")
+    ] = 3.0,
     precision: PRECISION = None,
     resize: RESIZE = None,
     seed: SEED = 0,
@@ -77,9 +88,11 @@ def train(
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)
         images = splits.train.to(where)
+        weights = None if ranking is None else emphasis_of(ranking, splits.train, emphasis)
         dice = Dice(seed).named("victim", victim)
         model = chosen.untrained(images, dice, device=where)
-        facts = walked(f"training {victim}", chosen.learning(model, images, dice), recipe.epochs, model, splits)
+        learning = chosen.learning(model, images, dice, weights=weights)
+        facts = walked(f"training {victim}", learning, recipe.epochs, model, splits)
         about = {
             "classes": list(splits.train.classes),
             "recipe": asdict(recipe),
@@ -87,6 +100,8 @@ def train(
             "data": data,
             "seed": seed,
         }
+        if ranking is not None:
+            about["emphasis"] = emphasis
         about |= provenance(command_line(), where)
         save_model(out, model, chosen.plan(images), **about)
         console.say(f"{out}: the model")

@@ -27,9 +27,9 @@ from miscue.cli.options import (
     device,
 )
 from miscue.data import Data
-from miscue.errors import lookup
+from miscue.errors import InputError, lookup
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
-from miscue.hardness import HARDNESS, auroc, ease
+from miscue.hardness import HARDNESS, auroc, ease, emphasised
 from miscue.measures.accuracy import predictions
 from miscue.models.networks import placed
 from miscue.report import rank_page
@@ -91,7 +91,7 @@ def rank(
         with atomic_folder(out, overwrite=overwrite) as folder:
             (folder / "ranking.csv").write_text(table(some, values, named, order), encoding="utf-8")
             write_arrays(folder / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
-            written(folder / "records.jsonl", line, row, settings, len(some))
+            written(folder / "records.jsonl", [(line, row)], settings, len(some))
             write_json(folder / "run.json", settings)
             rank_page.write(folder)
         console.say(f"{out / 'ranking.csv'}: {len(some)} images, the hardest first")
@@ -119,3 +119,30 @@ def table(some: Data, values: torch.Tensor, named: torch.Tensor, order: torch.Te
         names = some.classes[int(some.labels[i])], some.classes[int(named[i])]
         writer.writerow([place, i, some.files[i] if some.files else "", *names, f"{float(values[i]):.6g}"])
     return text.getvalue()
+
+
+def emphasis_of(path: Path, train: Data, emphasis: float) -> torch.Tensor:
+    """The weights of training images by the table that `miscue rank --split train` made of all of them: float (n,).
+
+    Raises:
+        InputError: no such table, or one of other images.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(int(row["image"]), row["class"], float(row["value"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is not a ranking made by miscue rank") from None
+    names = {image: name for image, name, _ in rows}
+    if sorted(names) != list(range(len(train))) or len(rows) != len(train):
+        raise InputError(
+            f"{path} ranks {len(rows)} images, the training set has {len(train)}: "
+            f"rank all of them with --split train --images {len(train)}"
+        )
+    if any(names[i] != train.classes[label] for i, label in enumerate(train.labels.tolist())):
+        raise InputError(f"{path} is a ranking of other images: the classes are not those of the training set")
+    values = torch.empty(len(train))
+    for image, _, value in rows:
+        values[image] = value
+    return emphasised(values, emphasis)

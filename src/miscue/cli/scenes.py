@@ -163,7 +163,7 @@ def attack_scenes(
     line = {"data": data, "method": "dpatch", **options, "target": target, "network": settings["plan"]["name"]}
     with atomic_folder(out, overwrite=overwrite) as folder:
         row = judged(net, test, made[0], folder, place=options["place"], label=label, where=where, dice=dice)
-        written(folder / "records.jsonl", line, row, settings, len(test))
+        written(folder / "records.jsonl", [(line, row)], settings, len(test))
         write_json(folder / "run.json", settings)
         scenes_page.write(folder)
     console.say(

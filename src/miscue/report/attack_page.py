@@ -36,7 +36,7 @@ def html(run: Path) -> str:
         records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{run} does not hold a finished attack: {error}") from None
-    row = {record["measure"]: record["mean"] for record in records}
+    row = {record["measure"]: record["mean"] for record in reversed(records)}
     columns = pictures(found, settings["classes"])
     return rendered(
         "attack.html.jinja",
@@ -48,6 +48,7 @@ def html(run: Path) -> str:
         columns=columns,
         limit=limit(found),
         curve=figures.trace(found["curve"].tolist(), title="step") if len(found["curve"]) > 1 else "",
+        sweep=swept(records, settings.get("sweep") or {}),
         budgets=figures.rising(distances(found), title="largest change of a pixel, of 255 levels"),
         facts=[(name.replace("_", " "), str(value)) for name, value in settings["options"].items()],
         more=[(name, str(settings[name])) for name in ("model", "data", "split", "seed", "device", "commit")],
@@ -108,6 +109,19 @@ def pictures(found: dict[str, np.ndarray], classes: list[str]) -> list[dict[str,
         }
         for k, i in enumerate(shown)
     ]
+
+
+def swept(records: list[dict[str, Any]], sweep: dict[str, list[float]]) -> str:
+    """Success at each value of the option that was swept, as a drawing; nothing without one."""
+    drawings = []
+    for option, values in sweep.items():
+        at = {
+            record["row"][option]: record["mean"]
+            for record in records
+            if record["measure"] == "success" and record["row"][option] in values
+        }
+        drawings.append(figures.against(sorted(at.items()), title=option.replace("_", " ")))
+    return "".join(drawings)
 
 
 def distances(found: dict[str, np.ndarray]) -> list[tuple[float, float]]:

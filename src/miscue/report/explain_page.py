@@ -60,7 +60,9 @@ def html(run: Path) -> str:
         signed=signed,
         facts=[(name.replace("_", " "), str(value)) for name, value in settings["options"].items()],
         more=[
-            (name, str(settings[name])) for name in ("model", "data", "split", "of", "box", "seed", "device", "commit")
+            (name, str(settings[name]))
+            for name in ("model", "data", "split", "of", "box", "masks", "seed", "device", "commit")
+            if settings.get(name) is not None
         ],
     )
 
@@ -70,7 +72,9 @@ def verdict(row: dict[str, float], settings: dict[str, Any], count: int) -> list
     if "inside" in row:
         return [
             (percent(row["inside"]), "clean"),
-            (f" of where the model looks lies inside the box, over {count} images.", ""),
+            (" of where the model looks lies on the object, which covers ", ""),
+            (percent(row["inside_by_chance"]), ""),
+            (f" of the pixels, over {count} images.", ""),
         ]
     better = row["deletion_random"] - row["deletion"]
     return [
@@ -99,9 +103,8 @@ def tiles(row: dict[str, float]) -> list[dict[str, str]]:
         {"label": "of random maps", "value": percent(row["insertion_random"]), "note": "insertion", "tone": ""},
     ]
     if "inside" in row:
-        found.append(
-            {"label": "inside the box", "value": percent(row["inside"]), "note": "of the maps' mass", "tone": "clean"}
-        )
+        note = f"of the maps' mass, {percent(row['inside_by_chance'])} by chance"
+        found.append({"label": "on the object", "value": percent(row["inside"]), "note": note, "tone": "clean"})
     return found
 
 

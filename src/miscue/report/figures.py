@@ -188,13 +188,26 @@ def damage(points: Points, measure: str = "Held-out accuracy") -> str:
     points = sorted(points)
     if not points:
         return ""
+    (_, first), (x, last) = points[0], points[-1]
+    label = f"{measure} goes from {percent(first)} to {percent(last)} in {number(x)} minutes"
+    return _through(points, title="minutes of crafting", label=label)
+
+
+def against(points: Points, *, title: str) -> str:
+    """A share, 0 to 100, at some values of whatever `title` says."""
+    (low, first), (high, last) = points[0], points[-1]
+    label = f"{percent(first)} at {low:.3g}, {percent(last)} at {high:.3g}; {title}"
+    return _through(points, title=title, label=label)
+
+
+def _through(points: Points, *, title: str, label: str) -> str:
+    """A line from point to point, heights from 0 to 100, the last one written beside it."""
     frame = _Frame(low=0.0, high=max(points[-1][0], 1e-3), right=400.0)
-    out = frame.axes("minutes of crafting", whole=False)
+    out = frame.axes(title, whole=False)
     out.append(_element("path", d=frame.path(points), class_="line test"))
     out += [_element("circle", cx=frame.x(x), cy=frame.y(y), r=3.5, class_="point") for x, y in points]
-    (_, first), (x, last) = points[0], points[-1]
+    x, last = points[-1]
     out.append(_text(frame.x(x) + 10, max(frame.y(last) + 5, frame.top + 8), number(last), class_="value"))
-    label = f"{measure} goes from {percent(first)} to {percent(last)} in {number(x)} minutes"
     return _svg(460, 298, out, tone="poisoned", label=label)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,9 +30,10 @@ from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import maxima
 from miscue.measures.outside import confidence, told_apart
 from miscue.models.modes import Model, frozen
+from miscue.models.store import Plan
 from miscue.readers import read
-from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena
-from miscue.tables.poisoned import crafted, known
+from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, kept
+from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Measures, Row, Workshop
 from miscue.tables.single_pixel import QUICK
 from miscue.tables.understanding import SIDES, holed
@@ -69,7 +70,7 @@ def only(data: Data, classes: tuple[int, ...]) -> Data:
 
 
 @lru_cache(maxsize=4)
-def pair(name: str, ways: int, seed: int) -> Pair:
+def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
     """Trained for some epochs fewer than the recipe says, then for these with bounds, and without: the same budget."""
     splits = known(name)
     assert splits.test is not None
@@ -77,16 +78,23 @@ def pair(name: str, ways: int, seed: int) -> Pair:
     if ways == 2:
         train, test = (only(part, TWO[name]) for part in (train, test))
     usual, last = VICTIMS[name], TUNED[name]
-    recipe = replace(usual.recipe, epochs=max(1, usual.recipe.epochs - last))
-    tuned = replace(usual.recipe, epochs=last, lr=usual.recipe.lr / 5)
-    models = [replace(usual, recipe=recipe)(train, Dice(seed).named("pair", ways, number)) for number in (0, 1)]
-    bounded = bound(models[0], train.spread(2000))
-    for _ in tuning(bounded, train, tuned, Dice(seed).named("tune", ways)):
-        pass
-    for number, model in enumerate(models):
-        for _ in replace(usual, recipe=tuned).learning(model, train, Dice(seed).named("on", ways, number)):
+    first = replace(usual, recipe=replace(usual.recipe, epochs=max(1, usual.recipe.epochs - last)))
+    then = replace(usual, recipe=replace(usual.recipe, epochs=last, lr=usual.recipe.lr / 5))
+
+    def trained() -> dict[str, tuple[nn.Module, Plan]]:
+        images, plan = train.to(device()), usual.plan(train)
+        models = [first(images, Dice(seed).named("pair", ways, number), device=device()) for number in (0, 1)]
+        bounded = bound(models[0], images.spread(2000))
+        for _ in tuning(bounded, images, then.recipe, Dice(seed).named("tune", ways)):
             pass
-    return Pair(original=models[0], bounded=bounded, other=models[1], train=train, test=test)
+        for number, model in enumerate(models):
+            for _ in then.learning(model, images, Dice(seed).named("on", ways, number)):
+                pass
+        with_bounds = replace(plan, options=plan.options | {"bounded": 0.0})
+        return {"original": (models[0], plan), "bounded": (bounded, with_bounds), "other": (models[1], plan)}
+
+    settings = {"data": name, "seed": seed, "ways": ways, "tuned": asdict(then.recipe)} | described(first)
+    return Pair(**kept(workshop, settings, trained), train=train, test=test)
 
 
 def attacks(data: str, seed: int) -> dict[str, Callable[[Model, Tensor, Tensor], Found]]:
@@ -121,7 +129,7 @@ def outcome(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
 
     Images that either network misreads when clean are left out.
     """
-    both = pair(row["data"], row["ways"], seed)
+    both = pair(row["data"], row["ways"], seed, workshop)
     first, second = getattr(both, row["made_on"]), getattr(both, row["against"])
     x, y = Arena(model=first, train=both.train, test=both.test).images(row["images"])
     attacked = attacks(row["data"], seed)[row["attack"]](leaky(first) if row["leaky"] else first, x, y).x
@@ -162,7 +170,7 @@ def verdict(records: list[dict[str, Any]], attack: str, ways: int) -> str:
 
 def kept_accuracy(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     """Clean accuracy with bounds and without, from the same budget of epochs."""
-    both = pair(row["data"], row["ways"], seed)
+    both = pair(row["data"], row["ways"], seed, workshop)
     return {
         "accuracy_original": accuracy(both.original, both.test),
         "accuracy_bounded": accuracy(both.bounded, both.test),
@@ -188,7 +196,7 @@ DEFENCES = ("none", "occluded", "holes", "adversarial", "scenic", "bounded", "fe
 def defended(data: str, name: str, seed: int, workshop: Workshop) -> nn.Module:
     """A network under a defence."""
     if name == "bounded":
-        return pair(data, len(known(data).train.classes), seed).bounded
+        return pair(data, len(known(data).train.classes), seed, workshop).bounded
     here = arena(data, seed, workshop)
     if name == "feature-norm":
         return feature_norm(here.model, here.train.spread(2000))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.losses import plain
 from miscue.models.networks import device_of, placed
-from miscue.models.store import load_model, save_model
+from miscue.models.store import Plan, load_model, save_model
 from miscue.tables.poisoned import device, known
 from miscue.tables.rows import Workshop
 from miscue.train import Recipe
@@ -43,20 +45,34 @@ class Arena:
         return floats(some.images, channels_last=True), some.labels
 
 
+def kept(
+    workshop: Workshop, settings: dict[str, Any], train: Callable[[], dict[str, tuple[nn.Module, Plan]]]
+) -> dict[str, nn.Module]:
+    """Networks of such settings by their names: trained by `train` if nobody has, else loaded."""
+
+    def make(place: Path) -> None:
+        for name, (model, plan) in train().items():
+            save_model(place / f"{name}.safetensors", model, plan)
+
+    files = workshop.made("net", settings, make).glob("*.safetensors")
+    return {path.stem: placed(load_model(path)[0], device()) for path in files}
+
+
+def described(victim: Victim) -> dict[str, Any]:
+    """A victim as plain data."""
+    loss = "plain" if victim.loss is plain else repr(victim.loss)
+    return {"network": victim.network, "recipe": asdict(victim.recipe), "loss": loss}
+
+
 @lru_cache(maxsize=8)
 def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = None) -> Arena:
     """The network of a seed on a data set, of the usual victim or another."""
     splits = known(data)
     assert splits.test is not None
     chosen, train = victim or VICTIMS[data], splits.train
-    settings = {"data": data, "seed": seed, "network": chosen.network, "recipe": asdict(chosen.recipe)}
-    settings |= {"loss": "plain" if chosen.loss is plain else repr(chosen.loss)}
 
-    def make(place: Path) -> None:
-        model = chosen(train, Dice(seed).named("net", data), device=device())
-        save_model(place / "model.safetensors", model, chosen.plan(train), classes=list(train.classes))
+    def trained() -> dict[str, tuple[nn.Module, Plan]]:
+        return {"model": (chosen(train, Dice(seed).named("net", data), device=device()), chosen.plan(train))}
 
-    place = workshop.made("net", settings, make)
-    return Arena(
-        model=placed(load_model(place / "model.safetensors")[0], device()), train=splits.train, test=splits.test
-    )
+    model = kept(workshop, {"data": data, "seed": seed} | described(chosen), trained)["model"]
+    return Arena(model=model, train=train, test=splits.test)

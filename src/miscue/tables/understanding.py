@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ from miscue.images import rectangles
 from miscue.measures.accuracy import accuracy, predictions
 from miscue.measures.attribution import pointed, share_inside
 from miscue.models.modes import frozen
-from miscue.tables.nets import SIGNS, VICTIMS, arena
+from miscue.models.networks import placed
+from miscue.models.store import Plan, load_model, load_tensors, save_model, save_tensors
+from miscue.tables.nets import SIGNS, VICTIMS, arena, described, kept
+from miscue.tables.poisoned import device, known
 from miscue.tables.rows import Measures, Row, Workshop
 from miscue.victims import Victim
 
@@ -119,12 +123,16 @@ def cued(data: Data) -> Data:
     return data.with_images(images)
 
 
-@lru_cache(maxsize=4)
 def trained_on_cues(data: str, seed: int, workshop: Workshop) -> nn.Module:
     """A network of the usual recipe but without moves, trained on images with the cue."""
     recipe = replace(VICTIMS[data].recipe, epochs=min(10, VICTIMS[data].recipe.epochs), shift=0)
     victim = Victim(network=VICTIMS[data].network, recipe=recipe)
-    return victim(cued(arena(data, seed, workshop).train), Dice(seed).named("cued"))
+
+    def trained() -> dict[str, tuple[nn.Module, Plan]]:
+        train = cued(known(data).train)
+        return {"model": (victim(train, Dice(seed).named("cued"), device=device()), victim.plan(train))}
+
+    return kept(workshop, {"data": data, "seed": seed, "cue": "at the edge"} | described(victim), trained)["model"]
 
 
 def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
@@ -152,29 +160,48 @@ def errors(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     return {"auc": auroc(-ease(row["by"], here.model, blind), named != some.labels)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mislabelled:
+    """A network, its training images, which of them have a wrong label, and which were right after each epoch."""
+
+    model: nn.Module
+    data: Data
+    wrong: Tensor
+    right: Tensor
+
+
 @lru_cache(maxsize=2)
-def noisy(data: str, seed: int, workshop: Workshop) -> tuple[nn.Module, Data, Tensor, Tensor]:
-    """(network, its training images of which 5 % have a wrong label, which ones, right after each epoch)."""
-    train, dice = arena(data, seed, workshop).train, Dice(seed).named("noisy")
+def mislabelled(data: str, seed: int, workshop: Workshop) -> Mislabelled:
+    """A network trained on images of which 5 % have a wrong label."""
+    train, dice = known(data).train, Dice(seed).named("noisy")
     count = len(train.classes)
     wrong = torch.rand(len(train), generator=dice.named("which").generator()) < 0.05
     by = torch.randint(1, count, train.labels.shape, generator=dice.named("by").generator())
-    data_ = replace(train, labels=torch.where(wrong, (train.labels + by) % count, train.labels))
+    noisy = replace(train, labels=torch.where(wrong, (train.labels + by) % count, train.labels))
     recipe = replace(VICTIMS[data].recipe, epochs=min(10, VICTIMS[data].recipe.epochs))
     victim = replace(VICTIMS[data], recipe=recipe)
-    model, right = victim.untrained(data_, dice), []
-    for _ in victim.learning(model, data_, dice):
-        right.append(predictions(model, data_.images).cpu() == data_.labels)
-    return model, data_, wrong, torch.stack(right)
+
+    def make(place: Path) -> None:
+        images, right = noisy.to(device()), []
+        model = victim.untrained(images, dice, device=device())
+        for _ in victim.learning(model, images, dice):
+            right.append(predictions(model, images.images).cpu() == noisy.labels)
+        save_model(place / "model.safetensors", model, victim.plan(noisy))
+        save_tensors(place / "right.safetensors", {"right": torch.stack(right)}, kind="history")
+
+    place = workshop.made("mislabelled", {"data": data, "seed": seed, "share": 0.05} | described(victim), make)
+    model = placed(load_model(place / "model.safetensors")[0], device())
+    right = load_tensors(place / "right.safetensors", kind="history")[0]["right"]
+    return Mislabelled(model=model, data=noisy, wrong=wrong, right=right)
 
 
 def wrong_labels(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     """How well hardness finds wrong labels among the images that the network learned from."""
-    model, data, wrong, right = noisy(row["data"], seed, workshop)
+    here = mislabelled(row["data"], seed, workshop)
     if row["by"] == "forgetting":
-        return {"auc": auroc(forgotten(right).double(), wrong)}
-    step = -(-len(data) // row["images"])
-    return {"auc": auroc(-ease(row["by"], model, data.take(slice(None, None, step))), wrong[::step])}
+        return {"auc": auroc(forgotten(here.right).double(), here.wrong)}
+    some = slice(None, None, -(-len(here.data) // row["images"]))
+    return {"auc": auroc(-ease(row["by"], here.model, here.data.take(some)), here.wrong[some])}
 
 
 def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
@@ -185,9 +212,9 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
         return {"images": 0.0}
     calibration, rest = halves(here.test)
     window, stride = WINDOWS[row["data"]]
-    known, _ = here.images(len(calibration), of=calibration)
+    usual, _ = here.images(len(calibration), of=calibration)
     clean, _ = here.images(len(rest), of=rest)
-    detector = Detector(window=window, stride=stride).calibrated(here.model, known)
+    detector = Detector(window=window, stride=stride).calibrated(here.model, usual)
     quiet, loud = (detector.looks(here.model, images).scores for images in (clean, found.x))
     verdict = detector(here.model, found.x)
     positive = torch.cat([torch.zeros(len(clean)), torch.ones(len(found.x))]).bool()
