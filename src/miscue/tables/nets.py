@@ -20,7 +20,7 @@ from miscue.tables.rows import Workshop
 from miscue.train import Recipe
 from miscue.victims import Victim
 
-RECIPE = Recipe(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128, schedule="cosine")
+RECIPE = Recipe(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128, schedule="cosine", precision="auto")
 VICTIMS: dict[str, Victim] = {
     "cifar10-jpeg": Victim(network="conv5", recipe=replace(RECIPE, epochs=12, shift=2)),
     "gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)),
