@@ -56,6 +56,7 @@ CURVES = {
     "final_fitness": "the best finalist under the fresh seeds so far, after {minutes:.1f} minutes",
 }
 IN_ERRORS = ("single-pixel", "optimizers")  # tables whose seed states errors, not accuracies
+ASIDE = ("benchmarks", "deepconfuse_search", "victims")  # how settings were found and what they cost: at the page's end
 
 
 def published(table: str, record: dict[str, Any]) -> float | None:
@@ -216,7 +217,7 @@ def page() -> str:
     """docs/results.md: every table in results/, as far as it stands; curves are folded."""
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
     parts += ["Means over n, ± the standard deviation; shares are percentages, in eval mode, after the last epoch.", ""]
-    for path in sorted((ROOT / "results").glob("*.jsonl")):
+    for path in sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem)):
         records = standing(lines(path))
         parts += [f"## {path.stem}", ""]
         points: dict[str, list[dict[str, Any]]] = {}
