@@ -56,6 +56,7 @@ CURVES = {
     "final_fitness": "the best finalist under the fresh seeds so far, after {minutes:.1f} minutes",
 }
 IN_ERRORS = ("single-pixel", "optimizers")  # tables whose seed states errors, not accuracies
+ASIDE = ("benchmarks", "deepconfuse_search", "victims")  # how settings were found and what they cost: at the page's end
 
 
 def published(table: str, record: dict[str, Any]) -> float | None:
@@ -174,19 +175,59 @@ def standing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def shared(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that all rows have in common, where there are several rows."""
+    first = records[0]["row"]
+    if all(record["row"] == first for record in records):
+        return {}
+    return {key: value for key, value in first.items() if all(r["row"].get(key) == value for r in records)}
+
+
+def words(settings: dict[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{key} {shown(value)}" for key, value in settings.items() if value is not None)
+
+
+def table(records: list[dict[str, Any]]) -> list[str]:
+    """The records as a table: what all rows share before it, a row's settings once, no empty columns."""
+    common = shared(records)
+    columns = {"row": "---", "measure": "---", "published": "---:", "measured": "---:", "n": "---:", "note": "---"}
+    found, latest = [], None
+    for record in records:
+        settings = words({key: value for key, value in record["row"].items() if key not in common})
+        spread = f" ± {cell(record['std'])}" if record["std"] is not None and record["n"] > 1 else ""
+        found.append(
+            {
+                "row": "" if settings == latest else settings,
+                "measure": record["measure"],
+                "published": cell(record["published"]),
+                "measured": cell(record["mean"]) + spread,
+                "n": cell(record["n"]),
+                "note": record["note"] or "",
+            }
+        )
+        latest = settings
+    names = [name for name in columns if any(line[name] for line in found)]
+    lead = [f"All rows: {words(common)}.", ""] if common else []
+    parts = [names, [columns[name] for name in names], *([line[name] for name in names] for line in found)]
+    return [*lead, *(f"| {' | '.join(part)} |" for part in parts), ""]
+
+
 def page() -> str:
-    """docs/results.md: every table in results/, as far as it stands."""
+    """docs/results.md: every table in results/, as far as it stands; curves are folded."""
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
-    for path in sorted((ROOT / "results").glob("*.jsonl")):
+    parts += ["Means over n, ± the standard deviation; shares are percentages, in eval mode, after the last epoch.", ""]
+    for path in sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem)):
         records = standing(lines(path))
         parts += [f"## {path.stem}", ""]
-        parts += ["| row | measure | published | mean | std | n | note |", "|---|---|---|---|---|---|---|"]
+        points: dict[str, list[dict[str, Any]]] = {}
         for record in records:
-            settings = ", ".join(f"{key} {shown(value)}" for key, value in record["row"].items() if value is not None)
-            numbers = " | ".join(cell(record[key]) for key in ("published", "mean", "std", "n"))
-            parts.append(f"| {settings} | {record['measure']} | {numbers} | {record['note'] or ''} |")
+            points.setdefault(record["row"].get("curve", ""), []).append(record)
+        for name, some in points.items():
+            folded = [f"<details><summary>Curve: {name}, {len(some)} points</summary>", ""] if name else []
+            parts += [*folded, *table(some), *(["</details>", ""] if name else [])]
         commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in records)
-        parts += ["", "Made by:", "", *commands, ""]
+        parts += ["Made by:", "", *commands, ""]
     return "\n".join(parts)
 
 
