@@ -101,12 +101,14 @@ def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
     assert {r["mean"] for r in summed(some(1, 2, 3, 4, measure=deadly), tmp_path, FACTS)} == {1, 2, 3, 4}
 
 
-def test_ray_gives_the_same_records(tmp_path: Path) -> None:
+def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a local cluster, whose worker is killed in the middle."""
     pytest.importorskip("ray")
-    todo = some(1, 2, 3, measure=deadly)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # this module, for the workers
+    todo = some(1, 2, 4, measure=deadly, seeds=1)
     list(run(todo, tmp_path / "ray", cluster="local"))
     (tmp_path / "ray").rename(tmp_path / "kept")
-    list(run(todo, tmp_path / "local"))
+    list(run(todo, tmp_path / "local", jobs=2))
     one, other = (summed(todo, tmp_path / name, FACTS) for name in ("kept", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
 
