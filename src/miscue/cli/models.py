@@ -26,11 +26,12 @@ from miscue.cli.options import (
     device,
 )
 from miscue.cli.rank import emphasis_of
-from miscue.data import Splits
+from miscue.data import Data, Splits
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.files import refuse_file
 from miscue.measures.accuracy import accuracy
+from miscue.measures.activations import snapshot
 from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.optimizers import OPTIMIZERS
@@ -68,6 +69,14 @@ def train(
     emphasis: Annotated[
         float, typer.Option(help="How many times as often the hardest image is drawn as the easiest.")
     ] = 3.0,
+    watch: Annotated[
+        int,
+        typer.Option(
+            help="Keep how large the activations of so many training images and all weights are after each epoch, "
+            "for the page of miscue activations.",
+            min=0,
+        ),
+    ] = 0,
     precision: PRECISION = None,
     resize: RESIZE = None,
     seed: SEED = 0,
@@ -92,6 +101,9 @@ def train(
         dice = Dice(seed).named("victim", victim)
         model = chosen.untrained(images, dice, device=where)
         learning = chosen.learning(model, images, dice, weights=weights)
+        history: list[dict[str, Any]] = []
+        if watch:
+            learning = watched(learning, model, images.spread(watch), history)
         facts = walked(f"training {victim}", learning, recipe.epochs, model, splits)
         about = {
             "classes": list(splits.train.classes),
@@ -102,11 +114,21 @@ def train(
         }
         if ranking is not None:
             about["emphasis"] = emphasis
+        if watch:
+            about["history"] = history
         about |= provenance(command_line(), where)
         save_model(out, model, chosen.plan(images), **about)
         console.say(f"{out}: the model")
         if json_:
             console.emit({"out": str(out), "victim": victim, **facts})
+
+
+def watched(learning: Iterator[Epoch], model: nn.Module, some: Data, history: list[dict[str, Any]]) -> Iterator[Epoch]:
+    """The epochs of a training, with what is inside the model before the first and after each put into `history`."""
+    history.append({"epoch": 0, **snapshot(model, some.images)})
+    for epoch in learning:
+        history.append({"epoch": epoch.number, **snapshot(model, some.images)})
+        yield epoch
 
 
 def walked(title: str, learning: Iterator[Epoch], epochs: int, model: nn.Module, splits: Splits) -> dict[str, Any]:

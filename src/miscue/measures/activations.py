@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,3 +127,8 @@ def weight_norms(model: nn.Module) -> dict[str, float]:
         for name, module in model.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
     }
+
+
+def snapshot(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """`layers` over uint8 images (n, c, h, w) and `weight_norms`, as plain data: what training is watched by."""
+    return {"layers": [asdict(layer) for layer in layers(model, images)], "weights": weight_norms(model)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Source:
 
     model: from images (n, c, h, w) in [0, 1] to scores, in eval mode on the CPU.
     name: of its network. classes: how many it tells apart, None if unknown. shape: (c, h, w) that it takes, None if
-    unknown. sha256: of its weights, or of the file that makes it where it has none.
+    unknown. sha256: of its weights, or of the file that makes it where it has none. history: what was inside it after
+    each epoch, where its training was watched.
     """
 
     model: nn.Module
@@ -30,6 +31,7 @@ class Source:
     classes: int | None
     shape: tuple[int, int, int] | None
     sha256: str
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def sourced(text: str) -> Source:
@@ -52,6 +54,7 @@ def sourced(text: str) -> Source:
             classes=plan["options"].get("classes"),
             shape=tuple(plan["shape"]),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            history=facts.get("history", []),
         )
     found = adapted(made_by(Path(file), name))
     return Source(model=found.eval(), name=name, classes=None, shape=None, sha256=digest(found, Path(file)))
