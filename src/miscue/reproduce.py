@@ -58,11 +58,14 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
 
 
 def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
-    """The line of a cell: its spec, and its measures or why there are none."""
+    """The line of a cell: its spec, its measures and what its figures are drawn from, or why there are none."""
     started = time.monotonic()
     line: dict[str, Any] = {"cell": cell.spec.name, "spec": asdict(cell.spec)}
     try:
-        line["measures"] = cell.row.measure(cell.spec.row, cell.spec.seed, workshop)
+        found = cell.row.measure(cell.spec.row, cell.spec.seed, workshop)
+        line["measures"] = {name: value for name, value in found.items() if isinstance(value, float)}
+        if drawn := {name: value for name, value in found.items() if not isinstance(value, float)}:
+            line["figures"] = drawn
     except Exception as error:  # whatever it is, the rest goes on
         line["error"] = f"{type(error).__name__}: {error}"
     return line | {"seconds": round(time.monotonic() - started, 2)}
@@ -160,7 +163,13 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
                     "data": members[0].spec.row.get("data"),
                     "seconds": sum(line["seconds"] for line in done),
                     **facts,
-                    "note": None if len(done) == len(members) else f"{len(members) - len(done)} cells are missing",
+                    "note": noted(members[0].row.note, missing=len(members) - len(done)),
                 }
             )
     return found
+
+
+def noted(note: str, *, missing: int) -> str | None:
+    """What a record says beside its numbers."""
+    parts = [note] if note else []
+    return "; ".join(parts + ([f"{missing} cells are missing"] if missing else [])) or None
