@@ -1,6 +1,7 @@
 """Copy a run's records into results/, with the published figure beside each, and write docs/results.md from them all.
 
 python scripts/record.py TABLE RUN [RUN ...]     append the runs' records to results/TABLE.jsonl
+python scripts/record.py reproduce RUN [RUN ...] append what `miscue reproduce` measured, each table to its own file
 python scripts/record.py                         only write docs/results.md again
 """
 
@@ -112,6 +113,21 @@ def add(table: str, run: Path) -> None:
         )
 
 
+def add_tables(run: Path) -> None:
+    """Append the records of reproduced tables as they are.
+
+    Raises:
+        SystemExit: there are none, or they are of the smallest scale, which says nothing of the seeds' figures.
+    """
+    records = lines(run / "records.jsonl")
+    if not records:
+        raise SystemExit(f"{run} has no records of tables")
+    if any(record["scale"] == "smoke" for record in records):
+        raise SystemExit(f"{run} is of the scale smoke, which is not recorded")
+    for record in records:
+        append(ROOT / "results" / f"{record['table']}.jsonl", record)
+
+
 def learning(settings: dict[str, Any], cells: list[dict[str, Any]], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The mean test error of each victim and condition after each epoch."""
     epochs: dict[tuple[str, str, int], list[float]] = {}
@@ -182,7 +198,8 @@ def page() -> str:
         parts += [f"## {path.stem}", ""]
         parts += ["| row | measure | published | mean | std | n | note |", "|---|---|---|---|---|---|---|"]
         for record in records:
-            settings = ", ".join(f"{key} {shown(value)}" for key, value in record["row"].items() if value is not None)
+            row = record["row"] | (record["row"].get("options") or {})
+            settings = ", ".join(f"{k} {shown(v)}" for k, v in row.items() if v is not None and k != "options")
             numbers = " | ".join(cell(record[key]) for key in ("published", "mean", "std", "n"))
             parts.append(f"| {settings} | {record['measure']} | {numbers} | {record['note'] or ''} |")
         commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in records)
@@ -193,8 +210,11 @@ def page() -> str:
 def main() -> None:
     """Append what is named, then write the page."""
     if len(sys.argv) > 2:
-        for run in sys.argv[2:]:
-            add(sys.argv[1], Path(run))
+        for run in map(Path, sys.argv[2:]):
+            if sys.argv[1] == "reproduce":
+                add_tables(run)
+            else:
+                add(sys.argv[1], run)
     (ROOT / "docs" / "results.md").write_text(page(), encoding="utf-8")
 
 

@@ -150,12 +150,14 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
         done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
         for measure in dict.fromkeys(name for line in done for name in line["measures"]):
             values = [line["measures"][measure] for line in done if measure in line["measures"]]
+            row = members[0].row
+            published = None if members[0].spec.scale == "smoke" else row.published.get(measure)
             found.append(
                 {
                     "table": table,
                     "row": members[0].spec.row,
                     "measure": measure,
-                    "published": None if members[0].spec.scale == "smoke" else members[0].row.published.get(measure),
+                    "published": published,
                     "mean": round(statistics.fmean(values), 4),
                     "std": round(statistics.stdev(values), 4) if len(values) > 1 else None,
                     "n": len(values),
@@ -163,7 +165,7 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
                     "data": members[0].spec.row.get("data"),
                     "seconds": sum(line["seconds"] for line in done),
                     **facts,
-                    "note": noted(members[0].row.note, missing=len(members) - len(done)),
+                    "note": noted("" if published is None else row.note, missing=len(members) - len(done)),
                 }
             )
     return found
