@@ -252,8 +252,8 @@ def maps(figure: Figure, rows: Sequence[Shown]) -> Made:
                 image = np.asarray(one["image"], dtype=np.uint8)
                 images = [{"src": figures.png(image), "what": ""}]
                 for name, values in one["maps"].items():
-                    field_ = np.asarray(values, dtype=float)
-                    images.append({"src": overlay(image, field_, signed=bool((field_ < 0).any())), "what": name})
+                    shades = np.asarray(values, dtype=float)
+                    images.append({"src": overlay(image, shades, signed=bool((shades < 0).any())), "what": name})
                 pictures.append({"name": one["name"], "images": images})
             panels.append(Panel(title=named(figure, row, figure.panels), pictures=pictures))
     return Made(panels=panels)
