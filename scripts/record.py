@@ -1,6 +1,7 @@
 """Copy a run's records into results/, with the published figure beside each, and write docs/results.md from them all.
 
 python scripts/record.py TABLE RUN [RUN ...]     append the runs' records to results/TABLE.jsonl
+python scripts/record.py reproduce RUN [RUN ...] append what `miscue reproduce` measured, each table to its own file
 python scripts/record.py                         only write docs/results.md again
 """
 
@@ -113,6 +114,21 @@ def add(table: str, run: Path) -> None:
         )
 
 
+def add_tables(run: Path) -> None:
+    """Append the records of reproduced tables as they are.
+
+    Raises:
+        SystemExit: there are none, or they are of the smallest scale, which says nothing of the seeds' figures.
+    """
+    records = lines(run / "records.jsonl")
+    if not records:
+        raise SystemExit(f"{run} has no records of tables")
+    if any(record["scale"] == "smoke" for record in records):
+        raise SystemExit(f"{run} is of the scale smoke, which is not recorded")
+    for record in records:
+        append(ROOT / "results" / f"{record['table']}.jsonl", record)
+
+
 def learning(settings: dict[str, Any], cells: list[dict[str, Any]], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The mean test error of each victim and condition after each epoch."""
     epochs: dict[tuple[str, str, int], list[float]] = {}
@@ -175,6 +191,12 @@ def standing(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's settings with its options beside the others."""
+    own = {key: value for key, value in row.items() if key != "options"}
+    return own | (row.get("options") or {})
+
+
 def shared(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings that all rows have in common, where there are several rows."""
     first = records[0]["row"]
@@ -218,7 +240,7 @@ def page() -> str:
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
     parts += ["Means over n, ± the standard deviation; shares are percentages, in eval mode, after the last epoch.", ""]
     for path in sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem)):
-        records = standing(lines(path))
+        records = [record | {"row": flat(record["row"])} for record in standing(lines(path))]
         parts += [f"## {path.stem}", ""]
         points: dict[str, list[dict[str, Any]]] = {}
         for record in records:
@@ -234,8 +256,11 @@ def page() -> str:
 def main() -> None:
     """Append what is named, then write the page."""
     if len(sys.argv) > 2:
-        for run in sys.argv[2:]:
-            add(sys.argv[1], Path(run))
+        for run in map(Path, sys.argv[2:]):
+            if sys.argv[1] == "reproduce":
+                add_tables(run)
+            else:
+                add(sys.argv[1], run)
     (ROOT / "docs" / "results.md").write_text(page(), encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy, percent, predictions
 from miscue.models.store import Plan, build
-from miscue.poisons import Attacker, deepconfuse
+from miscue.poisons import PRESETS, Attacker, deepconfuse
 from miscue.poisons.lookahead import OBJECTIVES, Lookahead, Slopes, difference, exact, likeness, towards, unrolled
 from miscue.poisons.watching import life, make_generators
 from miscue.train import Recipe
@@ -335,6 +335,15 @@ def test_patience_stops_early_and_keeps_the_best(data: Data) -> None:
     damages = [c.measures["damage"] for c in done]
     assert len(done) < 31
     assert max(damages) == max(damages[:-2])
+
+
+@pytest.mark.parametrize(("name", "eps"), [("paper-cifar10", 0.032), ("paper-imagenet", 0.1)])
+def test_presets_for_colour_images_fit_them(name: str, eps: float) -> None:
+    colour, preset = striped(40, size=32, channels=3), PRESETS["deepconfuse"][name]
+    attacker = Attacker(surrogate=preset.surrogate, recipe=replace(preset.recipe, batch_size=8))
+    made = deepconfuse(colour, attacker, **preset.options | {"trials": 1, "steps": 1})
+    assert made.eps == eps
+    assert 0 < (made(colour).images.float() - colour.images.float()).abs().max() <= eps * 255
 
 
 def test_damage_grows_and_reaches_fresh_victims() -> None:

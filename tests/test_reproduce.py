@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ import pytest
 from conftest import look_at, within
 from miscue.errors import InputError
 from miscue.report import tables_page
-from miscue.reproduce import Cell, cells, measured, run, summed
+from miscue.report.kinds import KINDS, gathered
+from miscue.reproduce import Cell, cells, run, summed
 from miscue.spec import Spec
-from miscue.tables import TABLES, Row, Workshop
+from miscue.tables import FIGURES, TABLES, Row, Workshop
 from miscue.tables.defences import verdict
 
 FACTS = {"device": "cpu", "commit": None, "command": "test"}
@@ -135,13 +138,19 @@ def test_a_workshop_makes_things_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path) -> None:
     todo = cells([table], scale="smoke")
-    workshop = Workshop(tmp_path)
-    lines = [measured(workshop, cell) for cell in todo]
+    list(run(todo, tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert [line.get("error") for line in lines] == [None] * len(todo)
     for cell, line in zip(todo, lines, strict=True):
         assert set(cell.row.published) <= set(line["measures"])
         assert all(isinstance(value, float) for value in line["measures"].values())
-        json.dumps(line)
+        assert len(json.dumps(line)) < 20_000
+    rows = gathered(summed(todo, tmp_path, FACTS), lines)[table]
+    assert [len(row.cells) for row in rows] == [1] * len(todo)
+    for figure in FIGURES.get(table, ()):
+        made = KINDS[figure.kind](figure, rows)
+        assert made.panels or made.rows
+        assert all(panel.drawing.startswith("<svg") or panel.pictures for panel in made.panels)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
@@ -196,6 +205,75 @@ def test_the_smallest_scale_stands_beside_no_published_figure(tmp_path: Path) ->
         assert records == {"twice": wanted, "half": None}
 
 
+def pictured(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, Any]:
+    """A cell with something to draw."""
+    return {"value": float(row["value"]), "curve": [[1, 2.5], [2, seed]]}
+
+
+def test_what_figures_are_drawn_from_stays_in_the_cells(tmp_path: Path) -> None:
+    todo = some(7, measure=pictured)
+    list(run(todo, tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert [line["figures"] for line in lines] == [{"curve": [[1, 2.5], [2, seed]]} for seed in (0, 1)]
+    assert [line["measures"] for line in lines] == [{"value": 7.0}] * 2
+    assert [(r["measure"], r["mean"], r["n"]) for r in summed(todo, tmp_path, FACTS)] == [("value", 7, 2)]
+
+
+def test_a_row_says_what_to_know_beside_its_published_figure(tmp_path: Path) -> None:
+    row = Row(settings={}, measure=counted, published={"twice": 2.5}, note="read off a plot")
+    todo = [Cell(spec=Spec(table="t", row={"value": 1}, scale="laptop", seed=seed), row=row) for seed in (0, 1)]
+    list(run(todo[:1], tmp_path))
+    notes = {record["measure"]: record["note"] for record in summed(todo, tmp_path, FACTS)}
+    assert notes == {"twice": "read off a plot; 1 cells are missing", "half": "1 cells are missing"}
+
+
+def test_the_outcome_table_comes_with_its_verdict_and_the_page_is_made_again(tmp_path: Path) -> None:
+    words = ["reproduce", "outcomes", "--scale", "smoke", "--only", "pgd,2", "--out", str(tmp_path)]
+    said = within(*words).stderr
+    (sentence,) = [line.removeprefix("outcomes: ") for line in said.splitlines() if "fool the bounded network" in line]
+    page = tmp_path / "report.html"
+    first = page.read_text()
+    assert sentence in first.replace("\u00a0", " ")
+    assert first.count('<td class="n">') >= 4 * 5
+    page.unlink()
+    assert "report.html" in within("report", tmp_path).stderr
+    assert page.read_text() == first
+
+
+def recorder() -> ModuleType:
+    """scripts/record.py as a module."""
+    path = Path(__file__).parent.parent / "scripts" / "record.py"
+    spec = importlib.util.spec_from_file_location("record", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reproduced_tables_are_recorded_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"data": "mnist", "options": {"eps": 0.3}}
+    record = {"table": "t", "row": row, "measure": "test_accuracy", "published": 1.0, "mean": 2.0, "std": None, "n": 1}
+    record |= {"scale": "laptop", "data": "mnist", "seconds": 3.0, "device": "cpu", "commit": None, "note": None}
+    records = [record | {"command": "miscue reproduce"}, record | {"table": "u", "command": "miscue reproduce"}]
+    run_, root = tmp_path / "run", tmp_path / "root"
+    for folder in (run_, root / "results", root / "docs"):
+        folder.mkdir(parents=True)
+    (run_ / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    script = recorder()
+    monkeypatch.setattr(script, "ROOT", root)
+    monkeypatch.setattr(sys, "argv", ["record.py", "reproduce", str(run_)])
+    script.main()
+    for one in records:
+        (line,) = (root / "results" / f"{one['table']}.jsonl").read_text().splitlines()
+        assert json.loads(line) == one
+    assert "| data mnist, eps 0.3 | test_accuracy | 1.00 | 2.00 |" in (root / "docs" / "results.md").read_text()
+    (run_ / "records.jsonl").write_text(json.dumps(records[0] | {"scale": "smoke"}) + "\n")
+    with pytest.raises(SystemExit, match="smoke, which is not recorded"):
+        script.main()
+    assert len((root / "results" / "t.jsonl").read_text().splitlines()) == 1
+
+
 def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
     """What a network is trained by has the same name in every process."""
     code = (
@@ -232,7 +310,7 @@ def test_the_page_is_filtered_in_a_browser(tmp_path: Path, browser: Any) -> None
         record = {"table": "t", "row": row, "measure": "test_error", "published": published, "mean": value, "std": 0.1}
         records.append(record | {"n": 3, "scale": "smoke", "note": None, "device": "cpu", "commit": None})
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    page = tables_page.write(tmp_path, {"t": "A table"})
+    page = tables_page.write(tmp_path)
     look_at(browser, page, width=390, scheme="dark", pictures=False)
     tab = browser.new_page()
     tab.goto(page.as_uri())
@@ -244,7 +322,7 @@ def test_the_page_is_filtered_in_a_browser(tmp_path: Path, browser: Any) -> None
     assert tab.locator("section:visible").count() == 0
     tab.close()
     with pytest.raises(InputError, match="no records"):
-        tables_page.write(tmp_path / "empty", {})
+        tables_page.write(tmp_path / "empty")
 
 
 def outcomes(on_original: float, on_bounded: float, carried: float) -> list[dict[str, Any]]:

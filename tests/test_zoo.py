@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import striped
+from miscue.data import floats
 from miscue.dice import Dice
+from miscue.errors import InputError
 from miscue.evasions import deepfool, fgsm, one_pixel, pgd
 from miscue.evasions.dpatch import detected, dpatch
+from miscue.measures.accuracy import accuracy
 from miscue.models.adapters import adapted
+from miscue.models.store import load_model, save_model
+from miscue.victims import Victim, network, victim
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' own
 
@@ -72,6 +80,31 @@ def test_torchvision() -> None:
     network = models.resnet18(weights=None, num_classes=10)
     weights = models.ResNet18_Weights.DEFAULT.transforms()
     attacked(adapted(network, mean=weights.mean, std=weights.std), photos())
+
+
+@pytest.mark.parametrize("name", [f"torchvision:{name}" for name in ("vgg11_bn", "resnet50", "densenet121")])
+def test_a_network_of_the_zoo_is_a_victim(name: str, tmp_path: Path) -> None:
+    """It is built for the images' size and channels, and comes back from a file as it was."""
+    with_torchvision("torchvision.models")
+    data = striped(12, size=32)
+    chosen = victim(name)
+    assert isinstance(chosen, Victim)
+    model = chosen.untrained(data, Dice(0)).eval()
+    x = floats(data.images)
+    assert torch.equal(chosen.untrained(data, Dice(0)).eval()(x), scores := model(x))
+    assert scores.shape == (12, 3)
+    assert sum(p.numel() for p in model.parameters()) < 25e6
+    save_model(tmp_path / "model.safetensors", model, chosen.plan(data))
+    assert torch.allclose(load_model(tmp_path / "model.safetensors")[0](x), scores, atol=1e-4)
+    with pytest.raises(InputError, match="needs images of at least"):
+        chosen.untrained(striped(12, size=7), Dice(0))
+
+
+def test_a_network_of_the_zoo_learns() -> None:
+    with_torchvision("torchvision.models")
+    chosen = network("torchvision:resnet18", 2)
+    quick = replace(chosen, recipe=replace(chosen.recipe, shift=0, batch_size=32, precision="float32"))
+    assert accuracy(quick(striped(240), Dice(0)), striped(60, seed=1)) > 90
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])

@@ -58,11 +58,14 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
 
 
 def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
-    """The line of a cell: its spec, and its measures or why there are none."""
+    """The line of a cell: its spec, its measures and what its figures are drawn from, or why there are none."""
     started = time.monotonic()
     line: dict[str, Any] = {"cell": cell.spec.name, "spec": asdict(cell.spec)}
     try:
-        line["measures"] = cell.row.measure(cell.spec.row, cell.spec.seed, workshop)
+        found = cell.row.measure(cell.spec.row, cell.spec.seed, workshop)
+        line["measures"] = {name: value for name, value in found.items() if isinstance(value, float)}
+        if drawn := {name: value for name, value in found.items() if not isinstance(value, float)}:
+            line["figures"] = drawn
     except Exception as error:  # whatever it is, the rest goes on
         line["error"] = f"{type(error).__name__}: {error}"
     return line | {"seconds": round(time.monotonic() - started, 2)}
@@ -147,12 +150,14 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
         done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
         for measure in dict.fromkeys(name for line in done for name in line["measures"]):
             values = [line["measures"][measure] for line in done if measure in line["measures"]]
+            row = members[0].row
+            published = None if members[0].spec.scale == "smoke" else row.published.get(measure)
             found.append(
                 {
                     "table": table,
                     "row": members[0].spec.row,
                     "measure": measure,
-                    "published": None if members[0].spec.scale == "smoke" else members[0].row.published.get(measure),
+                    "published": published,
                     "mean": round(statistics.fmean(values), 4),
                     "std": round(statistics.stdev(values), 4) if len(values) > 1 else None,
                     "n": len(values),
@@ -160,7 +165,13 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
                     "data": members[0].spec.row.get("data"),
                     "seconds": sum(line["seconds"] for line in done),
                     **facts,
-                    "note": None if len(done) == len(members) else f"{len(members) - len(done)} cells are missing",
+                    "note": noted("" if published is None else row.note, missing=len(members) - len(done)),
                 }
             )
     return found
+
+
+def noted(note: str, *, missing: int) -> str | None:
+    """What a record says beside its numbers."""
+    parts = [note] if note else []
+    return "; ".join(parts + ([f"{missing} cells are missing"] if missing else [])) or None

@@ -18,6 +18,7 @@ from miscue.losses import Loss, plain
 from miscue.models.estimators import ESTIMATORS, Estimator, estimator
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, build
+from miscue.models.zoo import zoo
 from miscue.train import Epoch, Recipe, Shown, fitting
 
 
@@ -37,7 +38,7 @@ class AnyVictim(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Victim:
-    """A network (a key of NETWORKS), the recipe it is trained by, and the loss that falls."""
+    """A network (a key of NETWORKS, or a name of the zoo), the recipe it is trained by, and the loss that falls."""
 
     network: str
     recipe: Recipe = field(default_factory=Recipe)
@@ -92,6 +93,7 @@ class Classical:
 
 DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosine")
 OTHERWISE = replace(DEFAULT, momentum=0.0)
+DEEP = replace(DEFAULT, weight_decay=5e-4, epochs=30, batch_size=64, shift=4, precision="auto")  # of the zoo
 
 RECIPES: dict[str, Recipe] = {
     "default": DEFAULT,
@@ -111,17 +113,17 @@ VICTIMS: dict[str, Victim | Classical] = {
 def victim(name: str, epochs: int | None = None, precision: str | None = None) -> Victim | Classical:
     """A victim by its name; networks may train for other `epochs` and in another `precision` than their own.
 
-    The name is a key of VICTIMS, a network and a key of RECIPES as in "cnn+adam", or the class name of any classifier
-    of scikit-learn.
+    The name is a key of VICTIMS, a network and a key of RECIPES as in "cnn+adam", a network of torchvision as in
+    "torchvision:resnet18", or the class name of any classifier of scikit-learn.
 
     Raises:
-        InputError: there is no such victim.
+        InputError: there is no such victim, or what it needs is not installed.
     """
     base, plus, recipe = name.partition("+")
     if name not in VICTIMS and name[:1].isupper():
         estimator(name)
         return Classical(name=name)
-    found = lookup(VICTIMS, base, "victim")
+    found = Victim(network=base, recipe=DEEP) if zoo(base) else lookup(VICTIMS, base, "victim")
     if isinstance(found, Classical):
         if plus:
             raise InputError(f"{base} is no network and has no recipe {recipe!r}")

@@ -31,6 +31,7 @@ from miscue.errors import InputError, lookup
 from miscue.evaluation import arenas
 from miscue.labels import label_map
 from miscue.marks import Pixels
+from miscue.models.zoo import ZOO
 from miscue.perturbation import Perturbation
 from miscue.readers import read
 from miscue.report import page
@@ -42,7 +43,8 @@ from miscue.workers import cores
 
 VICTIMS_HELP = (
     f"Comma-separated: {', '.join(VICTIMS)}; a network with another recipe, such as cnn+adam "
-    f"({', '.join(RECIPES)}); or any classifier of scikit-learn by its class name."
+    f"({', '.join(RECIPES)}); any classifier of scikit-learn by its class name; or, with the extra zoo, one of "
+    f"{', '.join(ZOO)}."
 )
 
 

@@ -36,7 +36,16 @@ from miscue.models.networks import NETWORKS
 from miscue.models.store import save_model
 from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
-from miscue.report import activations_page, attack_page, detect_page, explain_page, page, rank_page, scenes_page
+from miscue.report import (
+    activations_page,
+    attack_page,
+    detect_page,
+    explain_page,
+    page,
+    rank_page,
+    scenes_page,
+    tables_page,
+)
 from miscue.run import Tick, provenance
 from miscue.train import Epoch
 from miscue.victims import network
@@ -164,6 +173,7 @@ PAGES = {
     "explain": explain_page,
     "rank": rank_page,
     "detect": detect_page,
+    "reproduce": tables_page,
 }
 
 

@@ -10,6 +10,7 @@ import typer
 from miscue.cli import console
 from miscue.cli.options import DEBUG, JSON, command_line
 from miscue.errors import lookup
+from miscue.files import write_json
 from miscue.report import tables_page
 from miscue.reproduce import cells, run, summed
 from miscue.run import provenance, rewrite
@@ -65,14 +66,17 @@ def reproduce(
         about = provenance(command_line(), device())
         records = summed(todo, out, {key: about[key] for key in ("device", "commit", "command")})
         rewrite(out / "records.jsonl", records)
+        write_json(out / "run.json", {"kind": "reproduce", "scale": scale} | about)
         if records:
-            page = tables_page.write(out, {name: table.title for name, table in TABLES.items()})
-            console.say(f"{page}: the page")
+            console.say(f"{tables_page.write(out)}: the page")
         for record in records:
             if json_:
                 console.emit(record)
             elif record["published"] is not None:
                 console.say(compared(record))
+        for name, table in TABLES.items():
+            for sentence in table.verdicts([record for record in records if record["table"] == name]):
+                console.say(f"{name}: {sentence}")
         console.say(f"{out / 'records.jsonl'}: {len(records)} measures; {len(failed)} of {len(todo)} cells failed")
         if failed:
             raise typer.Exit(console.EXIT_SYSTEM)

@@ -53,11 +53,11 @@ def linear_svm(seed: int) -> Any:
     return LinearSVC(dual=False, random_state=seed)
 
 
-def rbf_svm(seed: int) -> Any:
+def rbf_svm(seed: int, *, gamma: float | str = "scale") -> Any:
     """An SVM with RBF kernel, scikit-learn's own scale of gamma and C = 5."""
     from sklearn.svm import SVC
 
-    return SVC(C=5, cache_size=1000)
+    return SVC(C=5, gamma=gamma, cache_size=1000)
 
 
 def random_forest(seed: int, *, trees: int = 300) -> Any:
@@ -70,6 +70,7 @@ def random_forest(seed: int, *, trees: int = 300) -> Any:
 ESTIMATORS: dict[str, Callable[[int], Any]] = {
     "linear-svm": linear_svm,
     "rbf-svm": rbf_svm,
+    "rbf-svm-0.01": partial(rbf_svm, gamma=0.01),  # as in the DeepConfuse paper
     "random-forest": random_forest,
     "random-forest-10": partial(random_forest, trees=10),  # scikit-learn's own number until 2019
 }

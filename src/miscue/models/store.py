@@ -20,6 +20,7 @@ from miscue.models.clipping import clipped
 from miscue.models.detector import DETECTORS
 from miscue.models.generators import GENERATORS
 from miscue.models.networks import NETWORKS, Shape
+from miscue.models.zoo import zoo
 
 FORMAT = "miscue 1"
 
@@ -30,7 +31,7 @@ class Plan:
 
     Options are plain data: `classes` for a classifier or a detector, `eps` and perhaps `channels` for a generator;
     `bounded`, a slope, where the ReLUs are bounded, and `norm_clip` where the norms of feature maps are clipped. A
-    detector takes images of any height and width; its plan has 0 for them.
+    detector takes images of any height and width; its plan has 0 for them. Names of the zoo are known too.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Plan:
 
 def build(plan: Plan, dice: Dice) -> nn.Module:
     """The network of `plan` on the CPU, its weights drawn from `dice`."""
-    make = lookup({**NETWORKS, **GENERATORS, **DETECTORS}, plan.name, "network")
+    make = zoo(plan.name) or lookup({**NETWORKS, **GENERATORS, **DETECTORS}, plan.name, "network")
     with dice.named("weights").rolled():
         return make(tuple(plan.shape), **plan.options)
 

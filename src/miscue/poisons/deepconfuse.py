@@ -352,6 +352,17 @@ FAST = Preset(
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
+    "paper-cifar10": Preset(
+        summary="the paper's settings for CIFAR-10; for a GPU",
+        surrogate="conv5",
+        options={"eps": 0.032, "generator": "unet"},
+    ),
+    "paper-imagenet": Preset(
+        summary="the paper's settings for two classes of ImageNet; for a GPU",
+        surrogate="conv5",
+        recipe=Recipe(lr=0.1, epochs=5, batch_size=32),
+        options={"eps": 0.1, "alpha": 0.1},
+    ),
     "fast": FAST,
     "label-map": replace(
         FAST,

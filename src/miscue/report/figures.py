@@ -45,7 +45,7 @@ def short(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
 
 
-def _element(name: str, content: str = "", **attributes: Any) -> str:
+def element(name: str, content: str = "", **attributes: Any) -> str:
     """One SVG element. `content` is markup; attributes are escaped, and `stroke_width` is stroke-width."""
     parts = [f"<{name}"]
     for key, value in attributes.items():
@@ -54,14 +54,15 @@ def _element(name: str, content: str = "", **attributes: Any) -> str:
     return "".join(parts) + (f">{content}</{name}>" if content else "/>")
 
 
-def _text(x: float | str, y: float, words: str, **attributes: Any) -> str:
-    return _element("text", escape(words), x=x, y=y, **attributes)
+def text(x: float | str, y: float, words: str, **attributes: Any) -> str:
+    """Words at a place; they are escaped here."""
+    return element("text", escape(words), x=x, y=y, **attributes)
 
 
-def _svg(width: float, height: float, content: Sequence[str], *, tone: str, label: str) -> str:
+def svg(width: float, height: float, content: Sequence[str], *, tone: str, label: str) -> str:
     """A whole drawing with a spoken `label`; `tone` names the colour that the style sheet gives it."""
     box = f"0 0 {width:g} {height:g}"
-    return _element("svg", "".join(content), viewBox=box, role="img", aria_label=label, class_=f"figure {tone}")
+    return element("svg", "".join(content), viewBox=box, role="img", aria_label=label, class_=f"figure {tone}")
 
 
 def ticks(low: float, high: float, *, count: int = 6, whole: bool = False) -> list[float]:
@@ -102,13 +103,13 @@ class _Frame:
         out = []
         for level in (0, 25, 50, 75, 100):
             y = self.y(level)
-            out.append(_element("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
+            out.append(element("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
             unit = "\u00a0%" if level == 100 else ""
-            out.append(_text(self.left - 8, y + 4.5, f"{level}{unit}", text_anchor="end", class_="tick"))
+            out.append(text(self.left - 8, y + 4.5, f"{level}{unit}", text_anchor="end", class_="tick"))
         for value in ticks(self.low, self.high, whole=whole):
-            out.append(_text(self.x(value), self.bottom + 20, f"{value:g}", text_anchor="middle", class_="tick"))
+            out.append(text(self.x(value), self.bottom + 20, f"{value:g}", text_anchor="middle", class_="tick"))
         middle = (self.left + self.right) / 2
-        return [*out, _text(middle, self.bottom + 40, title, text_anchor="middle", class_="tick")]
+        return [*out, text(middle, self.bottom + 40, title, text_anchor="middle", class_="tick")]
 
 
 def _spread(curves: Sequence[Sequence[dict[str, Any]]], key: str) -> dict[float, tuple[float, float, float]]:
@@ -148,7 +149,7 @@ def curves(runs: Sequence[Sequence[dict[str, Any]]], *, tone: str) -> str:
     both = [x for x in epochs if x in train and x in test]
     if len(both) > 1:
         area = [(x, train[x][1]) for x in both] + [(x, test[x][1]) for x in reversed(both)]
-        out.append(_element("path", d=frame.path(area, close=True), class_="gap"))
+        out.append(element("path", d=frame.path(area, close=True), class_="gap"))
     words = []
     for name, spread in (("train", train), ("test", test)):
         if spread:
@@ -156,7 +157,7 @@ def curves(runs: Sequence[Sequence[dict[str, Any]]], *, tone: str) -> str:
             words.append(f"{name} accuracy ends at {percent(spread[max(spread)][1])}")
     if both:
         out += _bracket(frame, both[-1], train[both[-1]][1], test[both[-1]][1])
-    return _svg(460, 298, out, tone=tone, label=f"Learning curves: {', '.join(words)}")
+    return svg(460, 298, out, tone=tone, label=f"Learning curves: {', '.join(words)}")
 
 
 def _line(frame: _Frame, spread: dict[float, tuple[float, float, float]], name: str) -> list[str]:
@@ -166,9 +167,9 @@ def _line(frame: _Frame, spread: dict[float, tuple[float, float, float]], name: 
     edge += [(x, low) for x, (low, _, _) in reversed(spread.items())]
     x, y = mean[-1]
     return [
-        _element("path", d=frame.path(edge, close=True), class_="band"),
-        _element("path", d=frame.path(mean), class_=f"line {name}"),
-        _element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_=f"dot {name}"),
+        element("path", d=frame.path(edge, close=True), class_="band"),
+        element("path", d=frame.path(mean), class_=f"line {name}"),
+        element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_=f"dot {name}"),
     ]
 
 
@@ -177,9 +178,9 @@ def _bracket(frame: _Frame, epoch: float, train: float, test: float) -> list[str
     x, top, low = frame.x(epoch) + 10, frame.y(max(train, test)), frame.y(min(train, test))
     middle = min(max((top + low) / 2, frame.top + 10), frame.bottom - 12)
     return [
-        _element("path", d=f"M{x:.1f} {top:.1f}h6V{low:.1f}h-6", class_="bracket"),
-        _text(x + 13, middle - 3, "gap", class_="tick"),
-        _text(x + 13, middle + 16, number(train - test), class_="value"),
+        element("path", d=f"M{x:.1f} {top:.1f}h6V{low:.1f}h-6", class_="bracket"),
+        text(x + 13, middle - 3, "gap", class_="tick"),
+        text(x + 13, middle + 16, number(train - test), class_="value"),
     ]
 
 
@@ -204,11 +205,11 @@ def _through(points: Points, *, title: str, label: str) -> str:
     """A line from point to point, heights from 0 to 100, the last one written beside it."""
     frame = _Frame(low=0.0, high=max(points[-1][0], 1e-3), right=400.0)
     out = frame.axes(title, whole=False)
-    out.append(_element("path", d=frame.path(points), class_="line test"))
-    out += [_element("circle", cx=frame.x(x), cy=frame.y(y), r=3.5, class_="point") for x, y in points]
+    out.append(element("path", d=frame.path(points), class_="line test"))
+    out += [element("circle", cx=frame.x(x), cy=frame.y(y), r=3.5, class_="point") for x, y in points]
     x, last = points[-1]
-    out.append(_text(frame.x(x) + 10, max(frame.y(last) + 5, frame.top + 8), number(last), class_="value"))
-    return _svg(460, 298, out, tone="poisoned", label=label)
+    out.append(text(frame.x(x) + 10, max(frame.y(last) + 5, frame.top + 8), number(last), class_="value"))
+    return svg(460, 298, out, tone="poisoned", label=label)
 
 
 def rising(points: Points, *, title: str) -> str:
@@ -216,10 +217,10 @@ def rising(points: Points, *, title: str) -> str:
     frame = _Frame(low=0.0, high=max(points[-1][0], 1e-3), right=400.0)
     steps = [corner for (_, y), (x, top) in pairwise(points) for corner in ((x, y), (x, top))]
     x, y = points[-1]
-    out = [*frame.axes(title, whole=False), _element("path", d=frame.path([points[0], *steps]), class_="line test")]
-    out.append(_element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
-    out.append(_text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), percent(y), class_="value"))
-    return _svg(460, 298, out, tone="poisoned", label=f"{percent(y)} within {x:g}; {title}")
+    out = [*frame.axes(title, whole=False), element("path", d=frame.path([points[0], *steps]), class_="line test")]
+    out.append(element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
+    out.append(text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), percent(y), class_="value"))
+    return svg(460, 298, out, tone="poisoned", label=f"{percent(y)} within {x:g}; {title}")
 
 
 def trace(values: Sequence[float], *, title: str) -> str:
@@ -229,17 +230,17 @@ def trace(values: Sequence[float], *, title: str) -> str:
     scaled = [(k + 1.0, 100 * (value - low) / max(high - low, 1e-12)) for k, value in enumerate(values)]
     out = []
     for y, value in ((0.0, low), (100.0, high)):
-        out.append(_element("line", x1=frame.left, x2=frame.right, y1=frame.y(y), y2=frame.y(y), class_="grid"))
-        out.append(_text(frame.left - 8, frame.y(y) + 4.5, f"{value:.3g}", text_anchor="end", class_="tick"))
+        out.append(element("line", x1=frame.left, x2=frame.right, y1=frame.y(y), y2=frame.y(y), class_="grid"))
+        out.append(text(frame.left - 8, frame.y(y) + 4.5, f"{value:.3g}", text_anchor="end", class_="tick"))
     for tick in ticks(frame.low, frame.high, whole=True):
-        out.append(_text(frame.x(tick), frame.bottom + 20, f"{tick:g}", text_anchor="middle", class_="tick"))
+        out.append(text(frame.x(tick), frame.bottom + 20, f"{tick:g}", text_anchor="middle", class_="tick"))
     middle = (frame.left + frame.right) / 2
-    out.append(_text(middle, frame.bottom + 40, title, text_anchor="middle", class_="tick"))
-    out.append(_element("path", d=frame.path(scaled), class_="line test"))
+    out.append(text(middle, frame.bottom + 40, title, text_anchor="middle", class_="tick"))
+    out.append(element("path", d=frame.path(scaled), class_="line test"))
     x, y = scaled[-1]
-    out.append(_element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
-    out.append(_text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), f"{values[-1]:.3g}", class_="value"))
-    return _svg(
+    out.append(element("circle", cx=frame.x(x), cy=frame.y(y), r=4.0, class_="dot test"))
+    out.append(text(frame.x(x) + 10, max(frame.y(y) + 5, frame.top + 8), f"{values[-1]:.3g}", class_="value"))
+    return svg(
         460, 298, out, tone="poisoned", label=f"from {values[0]:.3g} to {values[-1]:.3g} over {len(values)} steps"
     )
 
@@ -262,7 +263,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, tone: str, targets:
     widest = 7 * max(len(names[label]) for label in shown)
     gutter, head, side = max(50, 30 + widest), (24 if upright else 14 + widest), 330.0
     cell = side / k
-    out = [_element("rect", x=gutter, y=head, width=side, height=side, class_="ground")]
+    out = [element("rect", x=gutter, y=head, width=side, height=side, class_="ground")]
     out += _shades(shares, gutter, head, cell)
     out += _names(names, shown, gutter, head, cell, upright=upright)
     if named:
@@ -272,17 +273,17 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, tone: str, targets:
             f"M{gutter + column * cell:.1f} {head + row * cell:.1f}h{cell:.1f}v{cell:.1f}h-{cell:.1f}z"
             for row, column in enumerate(targets)
         )
-        out.append(_element("path", d=boxes, class_="target" if named else "target fine"))
+        out.append(element("path", d=boxes, class_="target" if named else "target fine"))
     right = float(np.trace(matrix)) / max(float(matrix.sum()), 1.0) * 100
     label = f"Confusion matrix of {k} classes, rows true, columns predicted: {percent(right)} on the diagonal"
     if targets is not None:
         hit = sum(float(matrix[row, column]) for row, column in enumerate(targets))
         label += f", {percent(hit / max(float(matrix.sum()), 1.0) * 100)} on the label map's targets"
     axis = head + side / 2
-    out.append(_text(gutter + side / 2, head + side + 20, "predicted", text_anchor="middle", class_="tick"))
+    out.append(text(gutter + side / 2, head + side + 20, "predicted", text_anchor="middle", class_="tick"))
     turn = f"rotate(-90 12 {axis:g})"
-    out.append(_text(12.0, axis, "true", text_anchor="middle", class_="tick", transform=turn))
-    return _svg(gutter + side + 2, head + side + 28, out, tone=tone, label=label)
+    out.append(text(12.0, axis, "true", text_anchor="middle", class_="tick", transform=turn))
+    return svg(gutter + side + 2, head + side + 28, out, tone=tone, label=label)
 
 
 def _shades(shares: np.ndarray, left: float, top: float, cell: float) -> list[str]:
@@ -296,7 +297,7 @@ def _shades(shares: np.ndarray, left: float, top: float, cell: float) -> list[st
             for i, j in zip(rows, columns, strict=True)
         )
         if boxes:
-            out.append(_element("path", d=boxes, class_="shade", fill_opacity=level / LEVELS))
+            out.append(element("path", d=boxes, class_="shade", fill_opacity=level / LEVELS))
     return out
 
 
@@ -307,13 +308,13 @@ def _names(
     out = []
     for label in shown:
         middle = (label + 0.5) * cell
-        out.append(_text(left - 6, top + middle + 4, names[label], text_anchor="end", class_="tick"))
+        out.append(text(left - 6, top + middle + 4, names[label], text_anchor="end", class_="tick"))
         x, y = left + middle, top - 7
         if upright:
-            out.append(_text(x, y, names[label], text_anchor="middle", class_="tick"))
+            out.append(text(x, y, names[label], text_anchor="middle", class_="tick"))
         else:
             turn = f"rotate(-90 {x + 4:.1f} {y:.1f})"
-            out.append(_text(round(x + 4, 1), y, names[label], class_="tick", transform=turn))
+            out.append(text(round(x + 4, 1), y, names[label], class_="tick", transform=turn))
     return out
 
 
@@ -326,7 +327,7 @@ def _counts(matrix: np.ndarray, shares: np.ndarray, left: float, top: float, cel
         words = f"{count}" if count < 10000 else f"{count / 1000:.0f}k"
         x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell + size * 0.36
         kind = "count high" if share > 0.8 else "count middle" if share > 0.55 else "count"
-        out.append(_text(float(x), float(y), words, text_anchor="middle", class_=kind, font_size=size))
+        out.append(text(float(x), float(y), words, text_anchor="middle", class_=kind, font_size=size))
     return out
 
 
@@ -336,25 +337,26 @@ def overview(rows: Sequence[dict[str, Any]], *, chance: float) -> str:
     It has no view box: positions are percentages, so that its text keeps its size at any width.
 
     Args:
-        rows: per victim {"name", "clean": [accuracies], "poisoned": [accuracies]}.
+        rows: per victim {"name", "clean": [accuracies], "poisoned": [accuracies]}, and "published": condition ->
+            accuracy where there is something to compare with, drawn as a ring.
         chance: the accuracy of guessing, a percentage.
     """
     height, bottom = 78, 78 * len(rows) + 14
-    out = [_element("line", x1=f"{x}%", x2=f"{x}%", y1=18, y2=bottom, class_="grid") for x in (0, 25, 50, 75, 100)]
-    out.append(_element("line", x1=f"{chance:.2f}%", x2=f"{chance:.2f}%", y1=18, y2=bottom, class_="chance"))
-    out.append(_text(f"{chance:.2f}%", 12, "guessing", text_anchor=_anchor(chance), class_="tick"))
+    out = [element("line", x1=f"{x}%", x2=f"{x}%", y1=18, y2=bottom, class_="grid") for x in (0, 25, 50, 75, 100)]
+    out.append(element("line", x1=f"{chance:.2f}%", x2=f"{chance:.2f}%", y1=18, y2=bottom, class_="chance"))
+    out.append(text(f"{chance:.2f}%", 12, "guessing", text_anchor=_anchor(chance), class_="tick"))
     for index, row in enumerate(rows):
         out += _dumbbell(row, index * height + 58, named=len(rows) > 1)
     for x in (0, 25, 50, 75, 100):
         unit = "\u00a0%" if x == 100 else ""
-        out.append(_text(f"{x}%", bottom + 18, f"{x}{unit}", text_anchor=_anchor(x), class_="tick"))
+        out.append(text(f"{x}%", bottom + 18, f"{x}{unit}", text_anchor=_anchor(x), class_="tick"))
     label = "Test accuracy: " + "; ".join(
         f"{row['name']} "
         + ", ".join(f"{key} {percent(sum(row[key]) / len(row[key]))}" for key in ("clean", "poisoned") if row[key])
         for row in rows
     )
     content, style = "".join(out), f"height:{bottom + 26}px"
-    return _element("svg", content, role="img", aria_label=label, class_="figure overview", style=style)
+    return element("svg", content, role="img", aria_label=label, class_="figure overview", style=style)
 
 
 def _anchor(x: float) -> str:
@@ -363,19 +365,22 @@ def _anchor(x: float) -> str:
 
 def _dumbbell(row: dict[str, Any], y: float, *, named: bool) -> list[str]:
     means = {key: sum(row[key]) / len(row[key]) for key in ("clean", "poisoned") if row[key]}
-    out = [_element("line", x1="0%", x2="100%", y1=y, y2=y, class_="track")]
+    out = [element("line", x1="0%", x2="100%", y1=y, y2=y, class_="track")]
     if len(means) == 2:
         out.append(
-            _element("line", x1=f"{means['clean']:.2f}%", x2=f"{means['poisoned']:.2f}%", y1=y, y2=y, class_="fall")
+            element("line", x1=f"{means['clean']:.2f}%", x2=f"{means['poisoned']:.2f}%", y1=y, y2=y, class_="fall")
         )
     if named:
-        out.append(_text("50%", y - 16, row["name"], text_anchor="middle", class_="name"))
+        out.append(text("50%", y - 16, row["name"], text_anchor="middle", class_="name"))
     for key, mean in means.items():
         ends: dict[str, Any] = {"class_": f"seed {key}", "y1": y - 12, "y2": y + 12}
-        out += [_element("line", x1=f"{seed:.2f}%", x2=f"{seed:.2f}%", **ends) for seed in row[key]]
-        out.append(_element("circle", cx=f"{mean:.2f}%", cy=y, r=7, class_=f"end {key}"))
+        out += [element("line", x1=f"{seed:.2f}%", x2=f"{seed:.2f}%", **ends) for seed in row[key]]
+        known = row.get("published", {}).get(key)
+        if known is not None:
+            out.append(element("circle", cx=f"{known:.2f}%", cy=y, r=10, class_=f"published {key}"))
+        out.append(element("circle", cx=f"{mean:.2f}%", cy=y, r=7, class_=f"end {key}"))
         place = y - 16 if key == "clean" else y + 27
-        out.append(_text(f"{mean:.2f}%", place, percent(mean), text_anchor=_anchor(mean), class_=f"value {key}"))
+        out.append(text(f"{mean:.2f}%", place, percent(mean), text_anchor=_anchor(mean), class_=f"value {key}"))
     return out
 
 

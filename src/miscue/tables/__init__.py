@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from miscue.tables import attacks, deepconfuse, defences, single_pixel, understanding
+from miscue.tables import attacks, deepconfuse, defences, inside, single_pixel, transfer, understanding
+from miscue.tables.drawn import FIGURES, Figure
 from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: what it is called, and its rows at a scale."""
+    """A table: what it is called, its rows at a scale, and sentences made from its records, where it has some."""
 
     title: str
     rows: Callable[[str], Iterator[Row]]
+    verdicts: Callable[[list[dict[str, Any]]], list[str]] = lambda records: []
 
 
 TABLES: dict[str, Table] = {
@@ -20,6 +23,9 @@ TABLES: dict[str, Table] = {
     "deepconfuse-eps": Table(title="DeepConfuse: how strong the noise must be", rows=deepconfuse.budgets),
     "deepconfuse-share": Table(title="DeepConfuse: how much of the data must be poisoned", rows=deepconfuse.shares),
     "deepconfuse-label-map": Table(title="DeepConfuse: errors by a rule", rows=deepconfuse.rules),
+    "deepconfuse-transfer": Table(title="DeepConfuse: other learners under the same poison", rows=transfer.transfer),
+    "deepconfuse-features": Table(title="DeepConfuse: deep features, by PCA", rows=inside.deep_features),
+    "deepconfuse-weights": Table(title="DeepConfuse: a linear SVM's weights", rows=inside.linear_weights),
     "single-pixel": Table(title="Single pixels: test error of networks", rows=single_pixel.networks),
     "single-pixel-learners": Table(title="Single pixels: test error of other learners", rows=single_pixel.learners),
     "single-pixel-heads": Table(title="Single pixels: does a robust feature map help?", rows=single_pixel.heads),
@@ -34,7 +40,10 @@ TABLES: dict[str, Table] = {
     ),
     "hard-samples": Table(title="Hard samples: which measure finds errors", rows=understanding.hard_samples),
     "detection": Table(title="Stickers found by covering", rows=understanding.detection),
-    "outcomes": Table(title="Bounded activations: which network is fooled", rows=defences.outcomes),
+    "activations": Table(title="Activations during training", rows=inside.activations),
+    "outcomes": Table(
+        title="Bounded activations: which network is fooled", rows=defences.outcomes, verdicts=defences.verdicts
+    ),
     "bounds": Table(title="Bounded activations: what they cost", rows=defences.bounds),
     "defences": Table(title="Defences against attacks that know them", rows=defences.defences),
     "cleaners": Table(title="Cleaners against poisons", rows=defences.cleaners),
@@ -42,4 +51,4 @@ TABLES: dict[str, Table] = {
     "certificates": Table(title="PatchCleanser: certified accuracy", rows=understanding.certificates),
 }
 
-__all__ = ["SCALES", "TABLES", "Measures", "Row", "Table", "Workshop"]
+__all__ = ["FIGURES", "SCALES", "TABLES", "Figure", "Measures", "Row", "Table", "Workshop"]

@@ -18,7 +18,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.measures.robustness import robust_to
 from miscue.models.modes import frozen
 from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, arena
-from miscue.tables.rows import Measures, Row, Workshop
+from miscue.tables.rows import Drawn, Measures, Row, Workshop
 
 EPS = round(8 / 255, 6)
 
@@ -90,18 +90,20 @@ def patched(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     return found
 
 
-def lasting(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def lasting(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """What is left of an attack's success after each distortion, at each strength; clean accuracy beside."""
     here = arena(row["data"], seed, workshop)
     x, y = here.images(row["images"])
     attacked = method(row, seed)(here.model, x, y)
     found: Measures = {}
+    kept: dict[str, list[tuple[float, float]]] = {kind: [] for kind in DISTORTIONS}
     for kind, distortion in DISTORTIONS.items():
         for point in robust_to(distortion, here.model, x, attacked.x, y, draws=3, dice=Dice(seed).named(kind)):
             if point["kept"] == point["kept"]:  # a number
                 found[f"kept, {kind} {point['strength']:g}"] = point["kept"]
+                kept[kind].append((point["strength"], round(point["kept"], 3)))
             found[f"accuracy, {kind} {point['strength']:g}"] = point["accuracy"]
-    return found
+    return found | {"kept": kept}
 
 
 def few(scale: str, count: int) -> int:

@@ -28,13 +28,12 @@ from miscue.evasions.attempt import scored
 from miscue.evasions.patch import pasted
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import maxima
-from miscue.measures.outside import confidence, told_apart
+from miscue.measures.outside import confidence, histogram, told_apart
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
-from miscue.readers import read
-from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, kept
+from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, foreign, kept
 from miscue.tables.poisoned import crafted, device, known
-from miscue.tables.rows import Measures, Row, Workshop
+from miscue.tables.rows import Drawn, Measures, Row, Workshop
 from miscue.tables.single_pixel import QUICK
 from miscue.tables.understanding import SIDES, holed
 from miscue.victims import Victim, network
@@ -168,6 +167,15 @@ def verdict(records: list[dict[str, Any]], attack: str, ways: int) -> str:
     return text + ("Bounding helps." if helps else "Bounding only keeps attacks from transferring, if that.")
 
 
+def verdicts(records: list[dict[str, Any]]) -> list[str]:
+    """The sentence of each attack and number of classes of the outcome table, where all that it needs is there."""
+    found = []
+    for attack, ways in dict.fromkeys((record["row"]["attack"], record["row"]["ways"]) for record in records):
+        with suppress(InputError):
+            found.append(verdict(records, attack, ways))
+    return found
+
+
 def kept_accuracy(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     """Clean accuracy with bounds and without, from the same budget of epochs."""
     both = pair(row["data"], row["ways"], seed, workshop)
@@ -266,19 +274,13 @@ def cleaned(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     return {"test_accuracy": accuracy(model, splits.test)}
 
 
-def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """A network and images of another set: AUROC, FPR95, the largest activations, other brightness."""
     here = arena(row["data"], seed, workshop)
     images = here.test.spread(row["images"]).images
-    strange = read(row["shown"], resize=here.test.shape[1]).test
-    if strange is None:
-        raise InputError(f"{row['shown']} has no test set")
-    foreign = strange.spread(row["images"]).images
-    if foreign.shape[1] < images.shape[1]:
-        foreign = foreign.expand(-1, images.shape[1], -1, -1).contiguous()
-    foreign = foreign[:, : images.shape[1]].contiguous()
-    inside, outside = confidence(here.model, images), confidence(here.model, foreign)
-    usual, other = (maxima(here.model, some) for some in (images, foreign))
+    strange = foreign(row["shown"], here.test, row["images"])
+    inside, outside = confidence(here.model, images), confidence(here.model, strange)
+    usual, other = (maxima(here.model, some) for some in (images, strange))
     last = list(usual)[-1]
     found = told_apart(inside, outside) | {
         "confidence_inside": 100 * float(inside.mean()),
@@ -288,8 +290,9 @@ def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     }
     for scale in (0.25, 0.5, 2.0, 4.0):
         found[f"confidence_inside, times {scale:g}"] = 100 * float(confidence(here.model, images, scale=scale).mean())
-        found[f"confidence_outside, times {scale:g}"] = 100 * float(confidence(here.model, foreign, scale=scale).mean())
-    return found
+        found[f"confidence_outside, times {scale:g}"] = 100 * float(confidence(here.model, strange, scale=scale).mean())
+    shares = {name: histogram(some) for name, some in (("of its classes", inside), ("of none", outside))}
+    return found | {"confidences": shares}
 
 
 def base(scale: str, images: int) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import torch
 from miscue.data import Data, Splits, mix
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evaluation import MEASURES, Contest, arenas, whole_cell
+from miscue.evaluation import MEASURES, Arena, Contest, arenas, whole_cell
 from miscue.labels import label_map
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.readers import read
 from miscue.run import craft
-from miscue.tables.rows import Measures, Workshop
+from miscue.tables.rows import Drawn, Workshop
 from miscue.victims import Victim, victim
 
 
@@ -56,12 +56,14 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """All measures of a fresh victim.
+def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
+    """All measures of a fresh victim, its learning curve and what it takes test images for.
 
     row: "data" and "victim"; "poison" and what `crafted` takes for a poisoned training set, None for the clean one;
-    "share" of poisoned images (1), "victim_epochs" (the victim's own number).
+    "share" of poisoned images (1), "victim_epochs" (the victim's own number); "rule", the label map whose hits are
+    counted, where it is not the poison's own.
     """
+    victim(row["victim"])  # an error before the craft, not after it
     splits = known(row["data"])
     assert splits.test is not None
     perturbation = crafted(row, workshop) if row.get("poison") else None
@@ -70,14 +72,14 @@ def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     if share < 1:
         poisoned, _ = mix(splits.train, poisoned, share, Dice(seed).named("share"))
     clean, other = arenas(splits.train, poisoned, splits.test, perturbation)
-    rule = (row.get("options") or {}).get("label_map")
+    rule = row.get("rule") or (row.get("options") or {}).get("label_map")
     if rule is None and row.get("poison"):
         rule = PRESETS[row["poison"]][row.get("preset") or "paper"].options.get("label_map")
     mapped = label_map(rule, len(splits.train.classes)) if isinstance(rule, str) else rule
     return contested(row, clean if perturbation is None else other, seed, mapped)
 
 
-def contested(row: dict[str, Any], arena: Any, seed: int, rule: Any) -> Measures:
+def contested(row: dict[str, Any], arena: Arena, seed: int, rule: Any) -> Drawn:
     """A victim in an arena."""
     contest = Contest(
         arena=arena,
@@ -89,10 +91,15 @@ def contested(row: dict[str, Any], arena: Any, seed: int, rule: Any) -> Measures
     )
     cell = whole_cell([contest], 0)
     found = {name: float(cell[name]) for name in MEASURES if cell.get(name) is not None}
-    return found | {"test_error": 100 - found["test_accuracy"]}
+    curve = [
+        {key: round(point[key], 3) for key in ("epoch", "train_accuracy", "test_accuracy")} for point in cell["curve"]
+    ]
+    targets = None if rule is None else list(rule)
+    confusion = {"counts": cell["confusion"], "classes": list(arena.test.classes), "targets": targets}
+    return found | {"test_error": 100 - found["test_accuracy"]} | {"curve": curve, "confusion": confusion}
 
 
-def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """The control of partial poisoning: instead of poison a share of random wrong labels."""
     splits = known(row["data"])
     assert splits.test is not None

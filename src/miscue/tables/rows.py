@@ -13,6 +13,8 @@ from miscue.files import locked
 
 SCALES = ("smoke", "laptop", "paper")
 Measures = dict[str, float]
+Drawn = dict[str, Any]
+"""Measures, and beside them what figures are drawn from: lists, and dicts of lists, of numbers and words."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Workshop:
         return place
 
 
-Measure = Callable[[dict[str, Any], int, Workshop], Measures]
-"""(the row's settings, seed, workshop) -> measures: a function of a module, as it may run in another process."""
+Measure = Callable[[dict[str, Any], int, Workshop], Mapping[str, Any]]
+"""(the row's settings, seed, workshop) -> Measures or Drawn: a function of a module, as it may run in another process.
+
+A float is a measure, and is summed up over the seeds. Anything else stays in the cell, for the page to draw from.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,11 @@ class Row:
     """A row of a table.
 
     settings: what it is of, plain data. measure: how a cell of it is measured. published: measure -> the seed's figure.
-    seeds: how many the seed's table has.
+    seeds: how many the seed's table has. note: what to know when comparing with them.
     """
 
     settings: dict[str, Any]
     measure: Measure
     published: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 5
+    note: str = ""

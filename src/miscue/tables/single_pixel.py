@@ -70,9 +70,9 @@ def heads(scale: str) -> Iterator[Row]:
 
 
 def optimizers(scale: str) -> Iterator[Row]:
-    """The figure of optimisers."""
+    """The figure of optimisers, on colour images too where there is time."""
     body = network(scale).partition("+")[0]
-    for data in SETS[scale]:
+    for data in (*SETS[scale], *(("cifar10-jpeg",) if scale == "paper" else ())):
         for optimizer in ("sgd", "momentum", "adam", "rmsprop", "adabound"):
             for method in (None, "single-pixel"):
                 yield Row(settings=of(scale, data, method, f"{body}+{optimizer}"), measure=evaluated)

@@ -31,8 +31,9 @@ from miscue.models.modes import frozen
 from miscue.models.networks import placed
 from miscue.models.store import Plan, load_model, load_tensors, save_model, save_tensors
 from miscue.tables.nets import SIGNS, VICTIMS, arena, described, kept
+from miscue.tables.pictures import examples, roc
 from miscue.tables.poisoned import device, known
-from miscue.tables.rows import Measures, Row, Workshop
+from miscue.tables.rows import Drawn, Measures, Row, Workshop
 from miscue.victims import Victim
 
 SURE = 0.9  # probability from which a patch counts as confident
@@ -91,7 +92,7 @@ def attacked(data: str, kind: str, count: int, seed: int, workshop: Workshop) ->
     return Attacked(x=found.x[won], y=y[won], masks=(found.x != x).any(1)[won])
 
 
-def pointing(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def pointing(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """How often the largest value of a map of the *wrong* class lies on the sticker, and what chance would give."""
     here = arena(row["data"], seed, workshop)
     found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
@@ -107,6 +108,7 @@ def pointing(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
         "by_chance_within_2": 100 * float(grown.mean()),
         "share_inside": float(share_inside(maps, found.masks).nanmean()),
         "images": float(len(found.x)),
+        "maps": examples(found.x, [here.test.classes[k] for k in wrong.tolist()], {"map": maps}),
     }
 
 
@@ -135,7 +137,7 @@ def trained_on_cues(data: str, seed: int, workshop: Workshop) -> nn.Module:
     return kept(workshop, {"data": data, "seed": seed, "cue": "at the edge"} | described(victim), trained)["model"]
 
 
-def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """The share of the maps on the object, for a network of clean images and one whose images gave the class away."""
     here = arena(row["data"], seed, workshop)
     cheated = trained_on_cues(row["data"], seed, workshop)
@@ -144,11 +146,13 @@ def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     margin = max(1, x.shape[2] // 8)
     middle = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)
     middle[:, margin:-margin, margin:-margin] = True
-    found = {
-        name: float(share_inside(EXPLAINERS[row["explainer"]](model, x, y, **row["options"]), middle).nanmean())
-        for name, model in (("share_inside_clean", here.model), ("share_inside_cued", cheated))
+    maps = {
+        name: EXPLAINERS[row["explainer"]](model, x, y, **row["options"])
+        for name, model in (("clean", here.model), ("cued", cheated))
     }
-    return found | {"accuracy_cued": accuracy(cheated, here.test), "accuracy_clean": accuracy(here.model, here.test)}
+    found = {f"share_inside_{name}": float(share_inside(each, middle).nanmean()) for name, each in maps.items()}
+    found |= {"accuracy_cued": accuracy(cheated, here.test), "accuracy_clean": accuracy(here.model, here.test)}
+    return found | {"maps": examples(x, [some.classes[k] for k in y.tolist()], maps)}
 
 
 def errors(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
@@ -204,7 +208,7 @@ def wrong_labels(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures
     return {"auc": auroc(-ease(row["by"], here.model, here.data.take(some)), here.wrong[some])}
 
 
-def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """The detector: alarms on clean images, AUC and true positives at 5 % false ones over successful attacks."""
     here = arena(row["data"], seed, workshop)
     found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
@@ -228,6 +232,7 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
         "recovered": 100 * float((verdict.recovered == found.y).double().mean()),
         "located": 100 * float(grown.flatten(1).gather(1, tops).mean()),
         "images": float(len(found.x)),
+        "roc": {name: roc(values.cpu(), positive) for name, values in every.items()},
     }
 
 
