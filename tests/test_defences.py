@@ -28,7 +28,7 @@ from miscue.errors import InputError
 from miscue.evasions import pgd
 from miscue.evasions.attempt import slope
 from miscue.measures.accuracy import accuracy
-from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, weight_norms
+from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, snapshot, weight_norms
 from miscue.models.bounded import BoundedLeakyReLU, bounds, squared
 from miscue.models.clipping import NormClip
 from miscue.models.store import Plan, load_model, save_model
@@ -365,6 +365,27 @@ def test_training_by_another_loss(name: str, more: list[str], tmp_path: Path) ->
     assert load_model(out)[1]["loss"]["name"] == name
 
 
+def test_training_that_is_watched(tmp_path: Path, browser: Any) -> None:
+    words = ["train", "digits", tmp_path / "m", "--victim", "cnn-small", "--epochs", "3", "--threads", "1"]
+    within(*words, "--watch", "100")
+    model, facts = load_model(tmp_path / "m")
+    assert [one["epoch"] for one in facts["history"]] == [0, 1, 2, 3]
+    last, some = facts["history"][-1], read("digits").train.spread(100)
+    now = snapshot(model, some.images)
+    assert last["weights"] == pytest.approx(now["weights"])
+    for layer, expected in zip(last["layers"], now["layers"], strict=True):
+        assert [*layer.pop("quantiles")] == pytest.approx(expected.pop("quantiles"), rel=1e-4)
+        assert layer.pop("name") == expected.pop("name")
+        assert layer == pytest.approx(expected, rel=1e-4)
+    assert facts["history"][0]["weights"] != last["weights"]
+    within(*words, "--overwrite")
+    assert "history" not in load_model(tmp_path / "m")[1]
+    within(*words, "--overwrite", "--watch", "100")
+    within("activations", tmp_path / "m", "digits", tmp_path / "out", "--images", "60", "--threads", "1")
+    look_at(browser, tmp_path / "out" / "report.html", width=1280, scheme="light")
+    assert "During training" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_activations_as_a_page(saved: Path, tmp_path: Path, browser: Any) -> None:
     out = tmp_path / "out"
     words = ["activations", saved, "digits", out, "--images", "200", "--threads", "1", "--json"]
@@ -387,5 +408,9 @@ def test_activations_as_a_page(saved: Path, tmp_path: Path, browser: Any) -> Non
     np.savez(bright, **{key: value.numpy() for key, value in arrays.items()})
     louder = json.loads(within(*words, "--overwrite", "--other", bright).stdout)
     assert louder["overdriven"] > row["overdriven"]
+    assert 40 < row["auc"] < 60  # halves of one set
+    measured = {json.loads(line)["measure"] for line in (out / "records.jsonl").read_text().splitlines()}
+    assert {"auc", "fpr_at_95", "confidence_outside", "confidence_inside, times 0.25"} <= measured
+    assert "During training" not in page
     refused = within(*words, "--overwrite", "--other", "nowhere.npz", check=False)
     assert refused.exit_code == 2

@@ -27,6 +27,7 @@ from miscue.data import Data
 from miscue.errors import InputError
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.measures.activations import layers, maxima, overdriven, weight_norms
+from miscue.measures.outside import confidence, histogram, surprise
 from miscue.models.networks import placed
 from miscue.readers import read
 from miscue.report import activations_page
@@ -55,7 +56,9 @@ def activations(
 ) -> None:
     """Look at activations layer by layer: quantiles, maxima, and the images that drive a neuron far beyond its usual.
 
-    Without --other the images are halved: what is usual is read from one half, and the other is looked at.
+    Beside them how sure the model is, of images as they are, darker and brighter; and, where it was trained with
+    --watch, activations and weights after each epoch. Without --other the images are halved: what is usual is read from
+    one half, and the other is looked at.
     """
     with console.guarded(debug=debug):
         where = device(device_, threads)
@@ -66,7 +69,8 @@ def activations(
         else:
             usual, looked = some, foreign(other, some, images)
         net = placed(source.model, where)
-        sets = {"usual": layers(net, usual.images), "looked at": layers(net, looked.images)}
+        pictures = {"usual": usual.images, "looked at": looked.images}
+        sets = {name: layers(net, images) for name, images in pictures.items()}
         found = overdriven(maxima(net, usual.images), maxima(net, looked.images))
         neurons = loudest(found)
         settings: dict[str, Any] = {
@@ -79,10 +83,16 @@ def activations(
             "split": split,
             "layers": {name: [asdict(layer) for layer in many] for name, many in sets.items()},
             "weights": weight_norms(net),
+            "history": source.history,
+            "confidence": {
+                "measures": surprise(net, usual.images, looked.images),
+                "shares": {name: histogram(confidence(net, images)) for name, images in pictures.items()},
+            },
             "neurons": neurons,
         } | provenance(command_line(), where)
         shown = sorted({i for neuron in neurons for i in neuron["images"]})
         most = {f"largest {kind} {layer.name}": layer.largest for kind, many in sets.items() for layer in many}
+        most |= settings["confidence"]["measures"]
         line = {"data": data, "other": other, "network": source.name}
         kept = {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()}
         with atomic_folder(out, overwrite=overwrite) as folder:
@@ -94,7 +104,9 @@ def activations(
         console.say(f"{out}: on the mean layer {far:.1f} % of the images drive some channel beyond its usual 99.9 %")
         console.say(f"{out / 'report.html'}: the page")
         if json_:
-            console.emit({"out": str(out), "overdriven": far, "layers": len(found)})
+            console.emit(
+                {"out": str(out), "overdriven": far, "layers": len(found), **settings["confidence"]["measures"]}
+            )
 
 
 def foreign(other: str, like: Data, most: int) -> Data:

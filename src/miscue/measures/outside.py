@@ -10,6 +10,8 @@ from miscue.errors import InputError
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
 
+SCALES = (1.0, 0.25, 0.5, 2.0, 4.0)  # of brightness
+
 
 def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: int = 256) -> Tensor:
     """The largest class probability for uint8 images times `scale`, without cutting off at white: float (n,).
@@ -52,3 +54,18 @@ def told_apart(inside: Tensor, outside: Tensor) -> dict[str, float]:
 def histogram(scores: Tensor, *, bins: int = 20) -> list[float]:
     """The shares of scores in equal parts of [0, 1], in percent."""
     return (100 * torch.histc(scores.float(), bins, 0, 1) / max(len(scores), 1)).tolist()
+
+
+def surprise(model: nn.Module, known: Tensor, other: Tensor) -> dict[str, float]:
+    """What a model makes of uint8 images of its classes and of others, in numbers.
+
+    Returns:
+        "auc" and "fpr_at_95" of its confidence, as `told_apart` gives them; "confidence_inside" and
+        "confidence_outside", the means, and the same for brighter and darker images, ", times 2" and so on.
+    """
+    found = told_apart(confidence(model, known), confidence(model, other))
+    for scale in SCALES:
+        times = "" if scale == 1 else f", times {scale:g}"
+        for name, images in (("inside", known), ("outside", other)):
+            found[f"confidence_{name}{times}"] = 100 * float(confidence(model, images, scale=scale).mean())
+    return found

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from miscue.errors import InputError
-from miscue.report import figures
+from miscue.measures.activations import QUANTILES
+from miscue.measures.outside import SCALES
+from miscue.report import drawings, figures, kinds
 from miscue.report.figures import number
 from miscue.report.template import rendered, saved
 
@@ -41,6 +43,8 @@ def html(run: Path) -> str:
         tiles=tiles(usual, looked),
         layers=[bars(one, other) for one, other in zip(usual, looked, strict=True)],
         weights=[(name, number(norm, 2)) for name, norm in settings["weights"].items()],
+        confidence=sure(settings["confidence"]),
+        history=grown(settings["history"]),
         neurons=[pictured(neuron, images) for neuron in settings["neurons"]],
         facts=[("other", str(settings["other"]))],
         more=[(name, str(settings[name])) for name in ("model", "data", "split", "device", "commit")],
@@ -57,6 +61,54 @@ def verdict(settings: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{loud['beyond']:.1f} times", "poisoned"),
         (" what it usually reaches.", ""),
     ]
+
+
+def sure(confidence: dict[str, Any]) -> dict[str, Any]:
+    """How sure the model is: in a sentence, as histograms, and by brightness."""
+    measures = confidence["measures"]
+    lines = []
+    for name, key in (("usual", "confidence_inside"), ("looked at", "confidence_outside")):
+        scaled = {scale: measures[f"{key}{'' if scale == 1 else f', times {scale:g}'}"] for scale in SCALES}
+        lines.append(drawings.Line(name=name, points={scale: [value] for scale, value in scaled.items()}))
+    return {
+        "said": f"By its confidence alone an image of the usual kind is told from one looked at in "
+        f"{number(measures['auc'])} % of the pairs; where 95 % of the usual pass, {number(measures['fpr_at_95'])} % of "
+        f"the others do.",
+        "key": kinds.legend(confidence["shares"]),
+        "panels": [
+            drawings.histograms(confidence["shares"], across="largest class probability, of 1", up="images, %"),
+            drawings.lines(lines, across="brightness, times", up="mean confidence, %"),
+        ],
+    }
+
+
+MARKS = {"largest": -1, **{f"{100 * quantile:g} %": k for k, quantile in enumerate(QUANTILES)}}
+
+
+def grown(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each layer's activations by epoch, and the norms of the weights; nothing where training was not watched."""
+    panels = []
+    for place, layer in enumerate(history[0]["layers"] if history else ()):
+        drawn = []
+        for name, mark in MARKS.items():
+            sizes = {
+                one["epoch"]: [*one["layers"][place]["quantiles"], one["layers"][place]["largest"]] for one in history
+            }
+            points = {float(epoch): [values[mark]] for epoch, values in sizes.items()}
+            drawn.append(drawings.Line(name=name, points=points))
+        title = f"layer {layer['name'] or '0'}"
+        panels.append({"title": title, "drawing": drawings.lines(drawn, across="epoch", up="activation", between=None)})
+    names = list(history[0]["weights"]) if history else []
+    norms = [
+        drawings.Line(name=name, points={float(one["epoch"]): [one["weights"][name]] for one in history})
+        for name in names
+    ]
+    return {
+        "key": kinds.legend(MARKS),
+        "panels": panels,
+        "names": kinds.legend(f"layer {name or '0'}" for name in names),
+        "norms": drawings.lines(norms, across="epoch", up="norm of the weights", between=None) if norms else "",
+    }
 
 
 def tiles(usual: list[dict[str, Any]], looked: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ from miscue.evasions.attempt import scored
 from miscue.evasions.patch import pasted
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import maxima
-from miscue.measures.outside import confidence, histogram, told_apart
+from miscue.measures.outside import confidence, histogram, surprise
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
 from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, foreign, kept
@@ -279,20 +279,14 @@ def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     here = arena(row["data"], seed, workshop)
     images = here.test.spread(row["images"]).images
     strange = foreign(row["shown"], here.test, row["images"])
-    inside, outside = confidence(here.model, images), confidence(here.model, strange)
     usual, other = (maxima(here.model, some) for some in (images, strange))
     last = list(usual)[-1]
-    found = told_apart(inside, outside) | {
-        "confidence_inside": 100 * float(inside.mean()),
-        "confidence_outside": 100 * float(outside.mean()),
+    found = surprise(here.model, images, strange) | {
         "activation_inside": float(usual[last].amax(1).mean()),
         "activation_outside": float(other[last].amax(1).mean()),
     }
-    for scale in (0.25, 0.5, 2.0, 4.0):
-        found[f"confidence_inside, times {scale:g}"] = 100 * float(confidence(here.model, images, scale=scale).mean())
-        found[f"confidence_outside, times {scale:g}"] = 100 * float(confidence(here.model, strange, scale=scale).mean())
-    shares = {name: histogram(some) for name, some in (("of its classes", inside), ("of none", outside))}
-    return found | {"confidences": shares}
+    sets = {"of its classes": images, "of none": strange}
+    return found | {"confidences": {name: histogram(confidence(here.model, some)) for name, some in sets.items()}}
 
 
 def base(scale: str, images: int) -> dict[str, Any]:
