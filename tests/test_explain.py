@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from conftest import look_at, within
+from miscue.cli.explain import judged
 from miscue.data import floats
 from miscue.explainers import EXPLAINERS
 from miscue.models.networks import placed
@@ -134,3 +135,31 @@ def test_colours_run_from_end_to_end() -> None:
     values, cover = explain_page.heat(np.array([[-2.0, 0.0, 1.0]]), signed=True)
     assert values.tolist() == [[0.0, 0.5, 0.75]]
     assert cover.tolist() == [[1.0, 0.0, 0.5]]
+
+
+def test_a_killed_command_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stops it: what was found of the first images is not looked for again, and the whole is the same."""
+    out, words = tmp_path / "out", ["--images", "40", "--threads", "1", "--json"]
+    whole = json.loads(within("explain", "gradient", model, "digits", tmp_path / "whole", *words).stdout)
+    calls = []
+
+    def stopped(*given: Any) -> Any:
+        calls.append(given[-1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return judged(*given)
+
+    monkeypatch.setattr("miscue.cli.explain.judged", stopped)
+    killed = within("explain", "gradient", model, "digits", out, *words, check=False)
+    assert killed.exit_code != 0
+    assert not out.exists()
+    assert sorted(path.name for path in (tmp_path / "out.pieces").glob("*.npz")) == ["000000.npz", "000016.npz"]
+    refused = within("explain", "gradcam", model, "digits", out, *words, check=False)
+    assert refused.exit_code == 2
+    assert "of another setting: method" in " ".join(refused.stderr.split())
+    row = json.loads(within("explain", "gradient", model, "digits", out, *words).stdout)
+    assert calls[3:] == [32]
+    assert {key: value for key, value in row.items() if key != "out"} == {
+        key: value for key, value in whole.items() if key != "out"
+    }
+    assert not (tmp_path / "out.pieces").exists()

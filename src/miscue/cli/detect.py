@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -27,6 +28,7 @@ from miscue.cli.options import (
     device,
     fraction,
 )
+from miscue.cli.pieces import pieces
 from miscue.data import floats
 from miscue.detectors.consistency import Detector, Verdict
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
@@ -40,7 +42,7 @@ from miscue.readers import read
 from miscue.report import detect_page
 from miscue.run import Tick, provenance
 
-PART, CERTIFIED = 8, 32  # images looked at, or certified, together
+PART, CERTIFIED = 8, 32  # images looked at between two checkpoints, or certified together
 SMALLEST = Detector()
 
 
@@ -108,45 +110,48 @@ def detect(
         refuse_existing(out, overwrite=overwrite)
         net, classes = placed(source.model, where), facts["classes"]
         names, pictures, skipped = pictured(images, facts["shape"], resize, keep_going=keep_going)
-        verdicts: list[Verdict] = []
-
-        def ticks() -> Iterator[Tick]:
-            for start in range(0, len(pictures), PART):
-                x = floats(pictures[start : start + PART].to(where), channels_last=True)
-                verdicts.append(guard(net, x))
-                yield Tick(done=min(start + PART, len(pictures)), total=len(pictures))
-
-        console.follow(ticks(), "looking for stickers", str)
-        found = {f.name: torch.cat([getattr(one, f.name) for one in verdicts]).cpu() for f in fields(Verdict)}
-        rows = [
-            {
-                "file": name,
-                "class": classes[int(found["named"][i])],
-                "confidence": round(float(found["confidence"][i]), 4),
-                "alarm": bool(found["alarm"][i]),
-                "score": round(float(found["score"][i]), 4),
-                "recovered": classes[int(found["recovered"][i])],
-            }
-            for i, name in enumerate(names)
-        ]
-        settings: dict[str, Any] = {
-            "kind": "detect",
-            "title": f"stickers in {images}",
-            "model": model,
-            "detector": str(detector),
-            "options": {k: v for k, v in asdict(guard).items() if k != "clean"}
+        asked: dict[str, Any] = {
+            "model_sha256": source.sha256,
+            "options": {key: value for key, value in asdict(guard).items() if key != "clean"}
             | {"calibrated for": facts["false_positives"]},
-            "images": images,
+            "images_sha256": hashlib.sha256(pictures.numpy().data).hexdigest(),
             "names": names,
             "skipped": skipped,
-            "classes": classes,
-        } | provenance(command_line(), where)
-        arrays = {key: value.numpy() for key, value in found.items()} | {"images": pictures.numpy()}
-        with atomic_folder(out, overwrite=overwrite) as folder:
-            (folder / "detections.csv").write_text(table(rows), encoding="utf-8")
-            write_arrays(folder / "detections.npz", arrays)
-            write_json(folder / "run.json", settings)
-            detect_page.write(folder)
+        }
+
+        def looked(part: slice) -> dict[str, torch.Tensor]:
+            verdict = guard(net, floats(pictures[part].to(where), channels_last=True))
+            return {field.name: getattr(verdict, field.name).cpu() for field in fields(Verdict)}
+
+        title = "looking for stickers"
+        every = pieces(out, asked, looked, count=len(pictures), size=PART, title=title, overwrite=overwrite)
+        with every as found:
+            rows = [
+                {
+                    "file": name,
+                    "class": classes[int(found["named"][i])],
+                    "confidence": round(float(found["confidence"][i]), 4),
+                    "alarm": bool(found["alarm"][i]),
+                    "score": round(float(found["score"][i]), 4),
+                    "recovered": classes[int(found["recovered"][i])],
+                }
+                for i, name in enumerate(names)
+            ]
+            settings = {
+                "kind": "detect",
+                "title": f"stickers in {images}",
+                "model": model,
+                "detector": str(detector),
+                "images": images,
+                "classes": classes,
+                **asked,
+            } | provenance(command_line(), where)
+            arrays = {key: value.numpy() for key, value in found.items()} | {"images": pictures.numpy()}
+            with atomic_folder(out, overwrite=overwrite) as folder:
+                (folder / "detections.csv").write_text(table(rows), encoding="utf-8")
+                write_arrays(folder / "detections.npz", arrays)
+                write_json(folder / "run.json", settings)
+                detect_page.write(folder)
         for name in skipped:
             console.say(f"skipped, cannot be read: {name}")
         alarms = sum(row["alarm"] for row in rows)

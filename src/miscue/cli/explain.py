@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from miscue.cli.options import (
     device,
     method_command,
 )
+from miscue.cli.pieces import pieces
 from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -38,10 +39,10 @@ from miscue.measures.attribution import deletion, insertion, share_inside
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of, placed
 from miscue.report import explain_page
-from miscue.run import Tick, fingerprint, provenance, written
+from miscue.run import fingerprint, provenance, written
 
 app = typer.Typer(no_args_is_help=True, help="Show where a model looks.")
-PART = 16  # images between two ticks of the clock
+PART = 16  # images between two checkpoints
 
 
 def common(
@@ -107,48 +108,47 @@ def explain_data(
     refuse_existing(out, overwrite=overwrite)
     net = placed(source.model, where)
     explained = partial(explainer, **given)
-    parts: list[dict[str, Tensor]] = []
-
-    def ticks() -> Iterator[Tick]:
-        for start in range(0, len(some), PART):
-            part = slice(start, start + PART)
-            there = None if inside is None else inside[part]
-            parts.append(judged(net, explained, some.take(part), of, there, Dice(seed), start))
-            yield Tick(done=min(start + PART, len(some)), total=len(some))
-
-    console.follow(ticks(), f"explaining: {name}", str)
-    found = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    row = {
-        key: float(value[~value.isnan()].double().mean())
-        for key, value in found.items()
-        if key.startswith(("deletion", "insertion", "inside")) and not bool(value.isnan().all())
-    }
     takes = inspect.signature(explainer).parameters.values()
     options = {p.name: p.default for p in takes if p.kind is p.KEYWORD_ONLY} | given
-    settings: dict[str, Any] = {
-        "kind": "explain",
-        "title": f"{name} of {Path(model).name} on {data}",
+    asked: dict[str, Any] = {
         "method": name,
         "options": options,
-        "model": model,
         "model_sha256": source.sha256,
-        "network": source.name,
-        "data": data,
-        "split": split,
         "of": of,
         "box": box,
         "masks": masks and str(masks),
         "data_sha256": fingerprint(some),
-        "classes": list(some.classes),
         "seed": seed,
-    } | provenance(command_line(), where)
-    kept = {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
-    line = {"data": data, "method": name, **options, "network": source.name, "of": of}
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        write_arrays(folder / "maps.npz", kept)
-        written(folder / "records.jsonl", [(line, row)], settings, len(some))
-        write_json(folder / "run.json", settings)
-        explain_page.write(folder)
+    }
+
+    def judge(part: slice) -> dict[str, Tensor]:
+        there = None if inside is None else inside[part]
+        return judged(net, explained, some.take(part), of, there, Dice(seed), part.start)
+
+    every = pieces(out, asked, judge, count=len(some), size=PART, title=f"explaining: {name}", overwrite=overwrite)
+    with every as found:
+        row = {
+            key: float(value[~value.isnan()].double().mean())
+            for key, value in found.items()
+            if key.startswith(("deletion", "insertion", "inside")) and not bool(value.isnan().all())
+        }
+        settings = {
+            "kind": "explain",
+            "title": f"{name} of {Path(model).name} on {data}",
+            "model": model,
+            "network": source.name,
+            "data": data,
+            "split": split,
+            "classes": list(some.classes),
+            **asked,
+        } | provenance(command_line(), where)
+        kept = {key: value.numpy() for key, value in found.items()} | {"images": some.images.numpy()}
+        line = {"data": data, "method": name, **options, "network": source.name, "of": of}
+        with atomic_folder(out, overwrite=overwrite) as folder:
+            write_arrays(folder / "maps.npz", kept)
+            written(folder / "records.jsonl", [(line, row)], settings, len(some))
+            write_json(folder / "run.json", settings)
+            explain_page.write(folder)
     console.say(f"{out}: {words(row)}")
     console.say(f"{out / 'report.html'}: the page")
     if json_:

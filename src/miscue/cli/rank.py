@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from miscue.cli.options import (
     command_line,
     device,
 )
+from miscue.cli.pieces import pieces
 from miscue.data import Data
 from miscue.errors import InputError, lookup
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
@@ -33,9 +33,9 @@ from miscue.hardness import HARDNESS, auroc, ease, emphasised
 from miscue.measures.accuracy import predictions
 from miscue.models.networks import placed
 from miscue.report import rank_page
-from miscue.run import Tick, fingerprint, provenance, written
+from miscue.run import fingerprint, provenance, written
 
-PART = 64  # images between two ticks of the clock
+PART = 64  # images between two checkpoints
 
 
 def rank(
@@ -62,38 +62,36 @@ def rank(
         source, some = met(model, data, split=split, images=images, resize=resize)
         refuse_existing(out, overwrite=overwrite)
         net = placed(source.model, where)
-        parts: list[torch.Tensor] = []
+        asked = {"by": by, "model_sha256": source.sha256, "data_sha256": fingerprint(some)}
 
-        def ticks() -> Iterator[Tick]:
-            for start in range(0, len(some), PART):
-                parts.append(ease(by, net, some.take(slice(start, start + PART))))
-                yield Tick(done=min(start + PART, len(some)), total=len(some))
+        def looked(part: slice) -> dict[str, torch.Tensor]:
+            return {"values": ease(by, net, some.take(part))}
 
-        console.follow(ticks(), f"ranking by {by}", str)
-        values = torch.cat(parts)
-        named = predictions(net, some.images).cpu()
-        row = measured(values, named, net, some, by)
-        settings: dict[str, Any] = {
-            "kind": "rank",
-            "title": f"hard images of {data} for {Path(model).name}",
-            "by": by,
-            "model": model,
-            "model_sha256": source.sha256,
-            "network": source.name,
-            "data": data,
-            "split": split,
-            "data_sha256": fingerprint(some),
-            "classes": list(some.classes),
-        } | provenance(command_line(), where)
-        order = values.argsort(stable=True)
-        arrays = {"images": some.images, "labels": some.labels, "named": named, "values": values, "order": order}
-        line = {"data": data, "by": by, "network": source.name}
-        with atomic_folder(out, overwrite=overwrite) as folder:
-            (folder / "ranking.csv").write_text(table(some, values, named, order), encoding="utf-8")
-            write_arrays(folder / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
-            written(folder / "records.jsonl", [(line, row)], settings, len(some))
-            write_json(folder / "run.json", settings)
-            rank_page.write(folder)
+        title = f"ranking by {by}"
+        every = pieces(out, asked, looked, count=len(some), size=PART, title=title, overwrite=overwrite)
+        with every as found:
+            values = found["values"]
+            named = predictions(net, some.images).cpu()
+            row = measured(values, named, net, some, by)
+            settings: dict[str, Any] = {
+                "kind": "rank",
+                "title": f"hard images of {data} for {Path(model).name}",
+                "model": model,
+                "network": source.name,
+                "data": data,
+                "split": split,
+                "classes": list(some.classes),
+                **asked,
+            } | provenance(command_line(), where)
+            order = values.argsort(stable=True)
+            arrays = {"images": some.images, "labels": some.labels, "named": named, "values": values, "order": order}
+            line = {"data": data, "by": by, "network": source.name}
+            with atomic_folder(out, overwrite=overwrite) as folder:
+                (folder / "ranking.csv").write_text(table(some, values, named, order), encoding="utf-8")
+                write_arrays(folder / "ranking.npz", {key: value.numpy() for key, value in arrays.items()})
+                written(folder / "records.jsonl", [(line, row)], settings, len(some))
+                write_json(folder / "run.json", settings)
+                rank_page.write(folder)
         console.say(f"{out / 'ranking.csv'}: {len(some)} images, the hardest first")
         console.say(f"{out / 'report.html'}: the page")
         if json_:
