@@ -20,7 +20,8 @@ from conftest import look_at, within
 from miscue.errors import InputError
 from miscue.report import tables_page
 from miscue.report.kinds import KINDS, gathered
-from miscue.reproduce import Cell, cells, run, summed
+from miscue.reproduce import Cell, cells, joined, run, summed
+from miscue.run import torn
 from miscue.spec import Spec
 from miscue.tables import FIGURES, TABLES, Row, Workshop
 from miscue.tables.defences import verdict
@@ -76,7 +77,39 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert len(trace(tmp_path)) == 6
     with (tmp_path / "cells.jsonl").open("a") as file:  # a kill in the middle of a line
         file.write('{"cell": "half a li')
+    assert torn(tmp_path / "cells.jsonl") == [7]
     assert next(run(some(1, 2, 3), tmp_path)).done == 6
+    assert torn(tmp_path / "cells.jsonl") == []
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    walk = run(some(1, 2), tmp_path)
+    next(walk)
+    with pytest.raises(InputError, match="another run is at work"):
+        next(run(some(3), tmp_path))
+    assert len(list(walk)) == 4
+    assert len(list(run(some(3), tmp_path))) == 3
+
+
+def test_records_of_earlier_runs_stay(tmp_path: Path) -> None:
+    list(run(some(1, 2, 3), tmp_path))
+    first, then = summed(some(1, 2), tmp_path, FACTS), summed(some(2, 3), tmp_path, FACTS | {"commit": "later"})
+    found = joined(first, then)
+    assert [(r["row"]["value"], r["commit"] == "later") for r in found if r["measure"] == "half"] == [
+        (1, False),
+        (2, True),
+        (3, True),
+    ]
+
+
+def test_processors_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("miscue.reproduce.cores", lambda: 3)
+    monkeypatch.setattr("miscue.reproduce.side_by_side", lambda jobs, workshop, left: asked.append(jobs) or iter(()))
+    for kind, values in (("cpu", (1, 2)), ("cpu", (1,)), ("cuda", (1, 2))):
+        monkeypatch.setattr("miscue.reproduce.device", lambda kind=kind: kind)
+        list(run(some(*values), tmp_path, jobs=0))
+    assert asked == [3, 2, 1]
 
 
 def test_a_failure_says_why_and_stops_nothing(tmp_path: Path) -> None:
@@ -114,6 +147,14 @@ def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(run(todo, tmp_path / "local", jobs=2))
     one, other = (summed(todo, tmp_path / name, FACTS) for name in ("kept", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+
+
+@pytest.mark.parametrize(("address", "complaint"), [("127.0.0.1:1", "no Ray cluster at"), ("nowhere", "HOST:PORT")])
+def test_a_cluster_that_is_not_there(address: str, complaint: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=complaint):
+        list(run(some(1), tmp_path, cluster=address))
+    assert (tmp_path / "cells.jsonl").read_text() == ""
 
 
 def test_a_workshop_makes_things_once(tmp_path: Path) -> None:

@@ -73,13 +73,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes of this machine wait for; it is gone with the process that holds it."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock of this machine's processes, or wait for who holds it; it is gone with the process that holds it.
+
+    Raises:
+        InputError: another holds it and is not waited for.
+    """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(f"another run is at work in {path.parent}; wait for it, or choose another place") from None
         yield
 
 

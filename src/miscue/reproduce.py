@@ -6,6 +6,8 @@ is recorded with its reason, does not stop the rest, and is tried again the next
 
 from __future__ import annotations
 
+import json
+import socket
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from miscue.errors import InputError, lookup
+from miscue.files import locked
 from miscue.run import Tick, append, lines, rewrite
 from miscue.spec import Spec
 from miscue.tables import SCALES, TABLES, Row, Workshop
-from miscue.workers import LostWorkerError, Workers
+from miscue.tables.poisoned import device
+from miscue.workers import LostWorkerError, Workers, cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +81,30 @@ def run(todo: Sequence[Cell], folder: Path, *, jobs: int = 1, cluster: str | Non
     Args:
         todo: the cells.
         folder: gets cells.jsonl, and a workshop for what cells share.
-        jobs: processes side by side on this machine.
+        jobs: processes side by side on this machine, of one thread each; 0 for one a processor, or one with a GPU.
         cluster: the address of a Ray cluster that sees `folder` too, or "local" for one started here.
 
     Yields:
         a Tick for each cell; its fact is the cell's line.
+
+    Raises:
+        InputError: another run is at work in `folder`; there is no such cluster.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    log, workshop = folder / "cells.jsonl", Workshop((folder / "workshop").resolve())
-    known = [line for line in lines(log) if "measures" in line]
-    rewrite(log, known)
-    have = {line["cell"] for line in known}
-    left = [cell for cell in todo if cell.spec.name not in have]
-    done = len(todo) - len(left)
-    yield Tick(done=done, total=len(todo))
-    walk = on_ray(cluster, workshop, left) if cluster else side_by_side(jobs, workshop, left)
-    for line in walk:
-        append(log, line)
-        done += 1
-        yield Tick(done=done, total=len(todo), fact=line)
+    with locked(folder / "run.lock", wait=False):
+        log, workshop = folder / "cells.jsonl", Workshop((folder / "workshop").resolve())
+        known = [line for line in lines(log) if "measures" in line]
+        rewrite(log, known)
+        have = {line["cell"] for line in known}
+        left = [cell for cell in todo if cell.spec.name not in have]
+        done = len(todo) - len(left)
+        yield Tick(done=done, total=len(todo))
+        if not left:
+            return
+        side = min(jobs or (1 if device() == "cuda" else cores()), len(left))
+        for line in on_ray(cluster, workshop, left) if cluster else side_by_side(side, workshop, left):
+            append(log, line)
+            done += 1
+            yield Tick(done=done, total=len(todo), fact=line)
 
 
 def side_by_side(jobs: int, workshop: Workshop, left: Sequence[Cell]) -> Iterator[dict[str, Any]]:
@@ -112,12 +121,13 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
     """The lines of the cells, by the workers of a Ray cluster; one that dies loses no more than its own cell's work.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or there is no cluster at the address.
     """
     try:
         import ray
     except ImportError:
         raise InputError("--cluster needs Ray: pip install 'miscue[cluster]'") from None
+    refuse_absent(address)
     ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
     try:
         remote = ray.remote(max_retries=2)(measured)
@@ -132,6 +142,19 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
                 yield line | {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     finally:
         ray.shutdown()
+
+
+def refuse_absent(address: str, *, patience: float = 5.0) -> None:
+    """Raise an InputError where nothing listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("local", "auto"):
+        return
+    if not colon or not port.isdigit():
+        raise InputError(f"--cluster takes HOST:PORT, ray://HOST:PORT, auto or local, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=patience).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster at {address}: {error}") from None
 
 
 def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -175,3 +198,13 @@ def noted(note: str, *, missing: int) -> str | None:
     """What a record says beside its numbers."""
     parts = [note] if note else []
     return "; ".join(parts + ([f"{missing} cells are missing"] if missing else [])) or None
+
+
+def joined(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of earlier runs in the same folder, but for those that are there anew, and then these."""
+
+    def own(record: dict[str, Any]) -> str:
+        return json.dumps([record[key] for key in ("table", "row", "scale", "measure")], sort_keys=True)
+
+    replaced = {own(record) for record in new}
+    return [record for record in old if own(record) not in replaced] + list(new)

@@ -46,16 +46,23 @@ def fingerprint(data: Data) -> str:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a last line cut by a kill is left out. Empty where there is no file."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The whole lines of a JSON-lines file, without those cut by a kill. Empty where there is no file."""
+    return [row for row in parsed(path) if row is not None]
+
+
+def torn(path: Path) -> list[int]:
+    """The numbers, from 1, of the lines that `lines` leaves out."""
+    return [number for number, row in enumerate(parsed(path), start=1) if row is None]
+
+
+def parsed(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Every line of a JSON-lines file, None for one that is cut or damaged."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            continue
-    return found
+            row = None
+        yield row if isinstance(row, dict) else None
 
 
 def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:

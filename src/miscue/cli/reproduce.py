@@ -12,8 +12,8 @@ from miscue.cli.options import DEBUG, JSON, command_line
 from miscue.errors import lookup
 from miscue.files import write_json
 from miscue.report import tables_page
-from miscue.reproduce import cells, run, summed
-from miscue.run import provenance, rewrite
+from miscue.reproduce import cells, joined, run, summed
+from miscue.run import lines, provenance, rewrite, torn
 from miscue.tables import SCALES, TABLES
 from miscue.tables.poisoned import device
 
@@ -32,7 +32,9 @@ def reproduce(
     only: Annotated[
         str, typer.Option(help="Rows in whose settings all of these words occur, e.g. mnist,linear-svm.")
     ] = "",
-    jobs: Annotated[int, typer.Option(help="Processes side by side.", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Processes of one thread side by side; 0: one a processor, one with a GPU.", min=0)
+    ] = 0,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster, or local for one started here.", show_default=False)
     ] = None,
@@ -55,6 +57,8 @@ def reproduce(
                     console.say(f"{name:26} {count:3} rows  {table.title}")
             return
         todo = cells(tables or [], scale=scale, seeds=seeds, only=only)
+        for number in torn(out / "cells.jsonl"):
+            console.say(f"{out / 'cells.jsonl'}: line {number} is cut off; its cell is measured again")
         failed: list[dict[str, Any]] = []
 
         def described(line: dict[str, Any]) -> str:
@@ -65,7 +69,7 @@ def reproduce(
         console.follow(run(todo, out, jobs=jobs, cluster=cluster), "reproducing", described)
         about = provenance(command_line(), device())
         records = summed(todo, out, {key: about[key] for key in ("device", "commit", "command")})
-        rewrite(out / "records.jsonl", records)
+        rewrite(out / "records.jsonl", joined(lines(out / "records.jsonl"), records))
         write_json(out / "run.json", {"kind": "reproduce", "scale": scale} | about)
         if records:
             console.say(f"{tables_page.write(out)}: the page")
