@@ -331,8 +331,9 @@ def test_nystrom_features_give_the_kernel_at_their_landmarks() -> None:
 
 
 @pytest.mark.parametrize("name", ["cnn-fourier", "cnn-nystrom"])
-def test_kernel_heads_learn(name: str, data: Data) -> None:
-    recipe = Recipe(lr=0.05, momentum=0.9, epochs=6, batch_size=32)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kernel_heads_learn(name: str, precision: str, data: Data) -> None:
+    recipe = Recipe(lr=0.05, momentum=0.9, epochs=6, batch_size=32, precision=precision)
     model = Victim(network=name, recipe=recipe)(data, Dice(1))
     assert accuracy(model, striped(90, seed=4)) > 90
 

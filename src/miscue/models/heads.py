@@ -27,7 +27,8 @@ class RandomFourier(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """The random features."""
-        angles = F.linear(self.norm(a), self.omega, self.phase)
+        with torch.autocast(a.device.type, enabled=False):  # phases of bfloat16 would be noise
+            angles = F.linear(self.norm(a.float()), self.omega, self.phase)
         return math.sqrt(2 / len(self.phase)) * torch.cos(angles)
 
 
@@ -55,9 +56,11 @@ class Nystrom(nn.Module):
             new = x[:missing].detach()
             self.images[int(self.filled) : int(self.filled) + len(new)] = new
             self.filled += len(new)
-        a, z = self.norm(self.body(torch.cat([x, self.images]))).split([len(x), len(self.images)])
-        root = torch.linalg.cholesky(rbf(z, z) + 1e-3 * torch.eye(len(z), device=z.device, dtype=z.dtype))
-        scores: Tensor = self.linear(torch.linalg.solve_triangular(root, rbf(z, a), upper=False).t())
+        features = self.body(torch.cat([x, self.images]))
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 k(Z, Z) is not positive definite
+            a, z = self.norm(features.float()).split([len(x), len(self.images)])
+            root = torch.linalg.cholesky(rbf(z, z) + 1e-3 * torch.eye(len(z), device=z.device, dtype=z.dtype))
+            scores: Tensor = self.linear(torch.linalg.solve_triangular(root, rbf(z, a), upper=False).t())
         return scores
 
 
