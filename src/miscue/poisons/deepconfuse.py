@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from miscue.balls import levels
-from miscue.data import Batch, Data, batches, hold_out
+from miscue.data import Batch, Data, batches, parted
 from miscue.errors import InputError, lookup
 from miscue.labels import checked_map
 from miscue.lanes import lanes
@@ -232,8 +232,9 @@ def deepconfuse(
     if label_map is not None:
         drive = towards(eta, attacker.device)
 
-    train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
-    per_pass = max(1, len(train) // recipe.batch_size)
+    learned, kept = parted(data, held_out, attacker.dice)
+    data = data.near(attacker.device)
+    per_pass = max(1, len(learned) // recipe.batch_size)
     share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
     per_trial = share_of_trial * pool
     if not 1 <= unroll <= share_of_trial:
@@ -274,8 +275,16 @@ def deepconfuse(
         )
         each = turns(phase, size)
         images = recipe.batch_size * phase.unroll
-        epochs = -(-stays * each // max(1, len(train) // images))
-        stream = batches(train, size=images, epochs=epochs, dice=dice, channels_last=True)
+        epochs = -(-stays * each // max(1, len(learned) // images))
+        stream = batches(
+            data,
+            size=images,
+            epochs=epochs,
+            dice=dice,
+            channels_last=True,
+            among=learned,
+            device=attacker.device,
+        )
         left = islice(stream, over * each, stays * each)
         shown = clean if phase.clean else partial(poisoned, pair.frozen)
         one = Watched(look=look, gradient=phase.gradient, optimizer=optimizer)
@@ -303,7 +312,7 @@ def deepconfuse(
         if phases[trial + 1 : trial + 2] != [phase]:
             watched.clear()
         grown = trial - begin >= size - 1
-        measures = damage(leaving, kept, label_map) if grown and not phase.clean else {}
+        measures = damage(leaving, data, kept, label_map) if grown and not phase.clean else {}
         pair.judge(measures.get("damage"))
         pair.release()
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})
@@ -318,13 +327,16 @@ def clean(batch: Batch) -> Batch:
     return batch
 
 
-def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) -> dict[str, float]:
-    """What a surrogate trained on poisoned images makes of clean held-out training images, in percent.
+def damage(
+    surrogate: nn.Module, data: Data, kept: Tensor, label_map: Sequence[int] | None, *, chunk: int = 200
+) -> dict[str, float]:
+    """What a surrogate trained on poisoned images makes of clean held-out ones, those with index `kept`, in percent.
 
     "damage" is the hit rate of the label map where there is one, else the error.
     """
-    predicted = predictions(surrogate.eval(), kept.images)
-    labels = kept.labels.cpu()
+    index = kept.to(data.images.device)
+    predicted = torch.cat([predictions(surrogate.eval(), data.images[part]) for part in index.split(chunk)])
+    labels = data.labels[index].cpu()
     accuracy = percent(predicted == labels)
     if label_map is None:
         return {"held_out_accuracy": accuracy, "damage": 100 - accuracy}
