@@ -102,6 +102,8 @@ def _unpack(path: Path, shape: tuple[int, ...], blocks: Blocks) -> None:
         file.truncate(file.tell() - rest)
         if not count:
             file.truncate(0)
+        file.seek(0, os.SEEK_END)
+        if not count:
             file.write(head)
         for block in blocks(count):
             file.write(block.contiguous().numpy().data)
