@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 # From the ground to the roof; a room may import its own floor and those below.
 FLOORS = [
     {"errors"},
-    {"dice", "files", "images", "balls", "labels", "lanes", "memory", "room", "workers"},
+    {"dice", "files", "images", "balls", "labels", "lanes", "memory", "room", "team", "workers"},
     {"data", "scenes", "distortions"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},

@@ -13,6 +13,7 @@ from torch import Tensor
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.room import LARGE, Mapped, mapping
+from miscue.team import ALONE, Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,7 @@ def batches(
     channels_last: bool = False,
     among: Tensor | None = None,
     device: torch.device | str | None = None,
+    team: Team = ALONE,
 ) -> Iterator[Batch]:
     """Shuffled minibatches, `epochs` passes; the incomplete last batch of a pass is dropped if it is not the only one.
 
@@ -146,6 +148,7 @@ def batches(
         channels_last: the images' order in memory.
         among: draw from the images of this index only.
         device: where batches are brought; None leaves them where the data is.
+        team: whose share of each batch is wanted.
     """
     here = data.images.device
     for epoch in range(epochs):
@@ -154,6 +157,7 @@ def batches(
         order = (order if among is None else among[order]).to(here)
         whole = len(order) // size * size or len(order)
         for index in order[:whole].split(size):
+            index = team.share(index)
             images, y = data.images[index].to(device or here), data.labels[index].to(device or here)
             yield Batch(x=floats(images, channels_last=channels_last), y=y, index=index)
 

@@ -101,8 +101,10 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
         InputError: what is there is of another setting or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"poison": poison.__name__, "data": fingerprint(data), "options": options}  # type: ignore[attr-defined]
-    asked |= {"attacker": {**asdict(replace(attacker, device="any")), "recipe": asdict(attacker.recipe)}}
+    what = {name: value for name, value in options.items() if name != "processes"}  # how many is no part of it
+    asked = {"poison": poison.__name__, "data": fingerprint(data), "options": what}  # type: ignore[attr-defined]
+    who = {name: value for name, value in asdict(replace(attacker, device="any")).items() if name != "team"}
+    asked |= {"attacker": {**who, "recipe": asdict(attacker.recipe)}}
     checkpoint, log, end = (folder / name for name in ("checkpoint.safetensors", "craft.jsonl", PERTURBATION))
     if end.exists():
         refuse_other(asked, Perturbation.load(end).settings, end)
