@@ -65,12 +65,14 @@ def line(
     }
 
 
-def record(row: dict[str, object], measure: str, mean: float, spread: float, n: int, *, note: str) -> None:
+def record(
+    row: dict[str, object], measure: str, mean: float, spread: float, n: int, *, note: str, data: str = "mnist"
+) -> None:
     """Print a row, and add it to results/benchmarks.jsonl where --record is given."""
     print(f"{row} {measure} {mean:.3f} +- {spread:.3f} ({n} rounds)  {note}")
     if "--record" in sys.argv:
         line = {"table": "benchmarks", "row": row, "measure": measure, "published": None, "mean": round(mean, 4)}
-        line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": "mnist", "seconds": None}
+        line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": data, "seconds": None}
         line |= {
             "device": device_name("cpu"),
             "commit": commit(),

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 # From the ground to the roof; a room may import its own floor and those below.
 FLOORS = [
     {"errors"},
-    {"dice", "files", "images", "balls", "labels", "lanes", "memory", "workers"},
+    {"dice", "files", "images", "balls", "labels", "lanes", "memory", "room", "team", "workers"},
     {"data", "scenes", "distortions"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"population"},
     {"poisons"},
     {"evaluation", "assault"},
-    {"run", "spec"},
+    {"run", "spec", "copies"},
     {"tables"},
     {"reproduce"},
     {"report"},

@@ -9,9 +9,8 @@ import os
 import pickle
 import shutil
 import struct
-import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from miscue.errors import InputError
 from miscue.layouts import folder as folders
 from miscue.layouts import idx, pickles
 from miscue.readers import read, stream
-from miscue.writers import write, write_stream
+from miscue.writers import write
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -594,7 +593,6 @@ def test_what_exists_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     refused("exists already", lambda: write(splits, out, manifest={}))
-    refused("exists already", lambda: write_stream([("a/1.png", pictures(1, (3, 4, 4))[0])], out, manifest={}))
     assert (out / "precious.txt").read_text() == "mine"
     write(splits, out, manifest={}, overwrite=True)
     assert not (out / "precious.txt").exists()
@@ -605,11 +603,6 @@ def test_the_source_is_never_replaced(make: Callable[[Path], Path], tmp_path: Pa
     splits = read(make(tmp_path / "deep" / "in"))
     for out in (tmp_path / "deep" / "in", tmp_path / "deep"):
         refused("holds the data that is read", lambda out=out: write(splits, out, manifest={}, overwrite=True))
-    images = [("a/1.png", pictures(1, (3, 4, 4))[0])]
-    refused(
-        "holds the data",
-        lambda: write_stream(images, tmp_path, manifest={}, overwrite=True, source=splits.source),
-    )
     assert same(read(splits.source).train, splits.train)
 
 
@@ -635,23 +628,6 @@ def test_a_write_that_breaks_off_leaves_nothing(
         write(splits, tmp_path / "new", manifest={})
     assert tree(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_no_space_left_in_the_middle_of_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual, calls = Path.write_bytes, []
-
-    def full(self: Path, content: bytes) -> int:
-        calls.append(self)
-        if len(calls) > 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self))
-        return usual(self, content)
-
-    image_folder(tmp_path / "in")
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError) as caught:
-        write_stream(((name, x) for name, _, x in stream(tmp_path / "in")), tmp_path / "out", manifest={})
-    assert caught.value.errno == errno.ENOSPC
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 def test_writers_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
@@ -680,17 +656,6 @@ def test_a_stream_gives_what_the_reader_gives(tmp_path: Path) -> None:
     assert [c for _, c, _ in streamed[12:]] == [splits.test.classes[y] for y in splits.test.labels]
 
 
-def test_a_folder_streamed_through_reads_the_same(tmp_path: Path) -> None:
-    first = read(image_folder(tmp_path / "in"))
-    write_stream(((name, x) for name, _, x in stream(tmp_path / "in")), tmp_path / "out", manifest={"method": "x"})
-    second = read(tmp_path / "out")
-    assert same(first.train, second.train)
-    assert same(first.test, second.test)
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["method"] == "x"
-    assert len(manifest["files"]) == 20
-
-
 def test_stream_of_many_sizes_and_kinds(tmp_path: Path) -> None:
     image_folder(tmp_path, trees=("",))
     Image.new("L", (30, 40)).save(tmp_path / "cat" / "99.png")
@@ -698,43 +663,6 @@ def test_stream_of_many_sizes_and_kinds(tmp_path: Path) -> None:
     assert shapes["cat/99.png"] == (1, 40, 30)
     assert shapes["dog/9.png"] == (3, 9, 8)
     assert {tuple(x.shape) for _, _, x in stream(tmp_path, channels=3, resize=5)} == {(3, 5, 5)}
-
-
-def test_streamed_names(tmp_path: Path) -> None:
-    x = pictures(1, (3, 4, 4))[0]
-    write_stream([("c/1.jpg", x), ("c/1.png", x), ("c/1.jpg", x), ("c/1.jpg", x)], tmp_path / "out", manifest={})
-    assert {p.name for p in (tmp_path / "out" / "c").iterdir()} == {
-        "1.png",
-        "1.png.png",
-        "1.jpg.png",
-        "1.jpg-2.png",
-    }
-    for name in ("../1.png", "/etc/1.png", ""):
-        refused("leads out", lambda name=name: write_stream([(name, x)], tmp_path / "new", manifest={}))
-    refused("no images came", lambda: write_stream([], tmp_path / "new", manifest={}))
-    refused("need a uint8 image", lambda: write_stream([("1.png", x.float())], tmp_path / "new", manifest={}))
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_stream_holds_one_image_at_a_time(tmp_path: Path) -> None:
-    home = tmp_path / "cat"
-    home.mkdir()
-    for i in range(40):
-        Image.new("RGB", (200, 200), (i, i, i)).save(home / f"{i}.png")
-
-    seen: list[weakref.ref[Tensor]] = []
-    most = 0
-
-    def watched() -> Iterator[tuple[str, Tensor]]:
-        nonlocal most
-        for name, _, image in stream(tmp_path):
-            seen.append(weakref.ref(image))
-            most = max(most, sum(one() is not None for one in seen))
-            yield name, image
-
-    write_stream(watched(), tmp_path / "out", manifest={})
-    assert len(seen) == 40
-    assert most <= 2
 
 
 def test_tables_agree() -> None:

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from miscue.dice import Dice
 from miscue.errors import InputError
+from miscue.room import LARGE, Mapped, mapping
+from miscue.team import ALONE, Team
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Labelled images.
 
-    images: uint8 (n, c, h, w).
+    images: uint8 (n, c, h, w), in memory or mapped (see `room`).
     labels: int64 (n,), each in [0, len(classes)).
     classes: the class names.
     files: one relative file name per image where the data came from files, else empty.
@@ -72,6 +74,19 @@ class Data:
         """The whole set on `device` (nothing is copied where it is there already)."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def near(self, device: torch.device | str) -> Data:
+        """The set on `device`, or where it is if it is large: then `batches` brings what it draws."""
+        return self if self.images.nbytes > LARGE else self.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent: of mapped images only where they lie."""
+        return self.__dict__ | {"images": mapping(self.images) or self.images}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Mapped images are mapped there, too."""
+        images = state["images"]
+        self.__dict__.update(state, images=images.opened() if isinstance(images, Mapped) else images)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -117,27 +132,50 @@ def batches(
     epochs: int,
     dice: Dice,
     channels_last: bool = False,
+    among: Tensor | None = None,
+    device: torch.device | str | None = None,
+    team: Team = ALONE,
     weights: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Shuffled minibatches, `epochs` passes; the incomplete last batch of a pass is dropped if it is not the only one.
 
-    Each pass has its own named stream, so pass k is the same however many passes are asked for. With `weights`, float
-    (n,), a pass draws n images with replacement, each as often as its weight says, instead of each image once.
+    Each pass has its own named stream, so pass k is the same however many passes are asked for.
+
+    Args:
+        data: what they are drawn from.
+        size: images in a batch.
+        epochs: passes.
+        dice: of their order.
+        channels_last: the images' order in memory.
+        among: draw from the images of this index only.
+        device: where batches are brought; None leaves them where the data is.
+        team: whose share of each batch is wanted.
+        weights: float (len(data),); a pass draws as many images as there are, with replacement, each as often as its
+            weight says, instead of each image once. Not together with `among`.
     """
-    device = data.images.device
+    here = data.images.device
     for epoch in range(epochs):
         generator = dice.named("order", epoch).generator()
-        if weights is None:
-            order = torch.randperm(len(data), generator=generator).to(device)
+        if weights is not None:
+            order = torch.multinomial(weights, len(data), replacement=True, generator=generator)
         else:
-            order = torch.multinomial(weights, len(data), replacement=True, generator=generator).to(device)
+            order = torch.randperm(len(data) if among is None else len(among), generator=generator)
+        order = (order if among is None else among[order]).to(here)
         whole = len(order) // size * size or len(order)
         for index in order[:whole].split(size):
-            yield Batch(x=floats(data.images[index], channels_last=channels_last), y=data.labels[index], index=index)
+            index = team.share(index)
+            images, y = data.images[index].to(device or here), data.labels[index].to(device or here)
+            yield Batch(x=floats(images, channels_last=channels_last), y=y, index=index)
 
 
 def hold_out(data: Data, share: float, dice: Dice) -> tuple[Data, Data]:
     """Split off a random `share` of every class: (rest, held out), both in the original order."""
+    rest, held = parted(data, share, dice)
+    return data.take(rest), data.take(held)
+
+
+def parted(data: Data, share: float, dice: Dice) -> tuple[Tensor, Tensor]:
+    """What `hold_out` splits, as two int64 indices into the data on the CPU; nothing is copied."""
     if not 0 < share < 1:
         raise InputError(f"the held-out share must lie in (0, 1), got {share:g}")
     held = torch.zeros(len(data), dtype=torch.bool)
@@ -146,7 +184,14 @@ def hold_out(data: Data, share: float, dice: Dice) -> tuple[Data, Data]:
         members = (data.labels.cpu() == label).nonzero().squeeze(1)
         count = round(len(members) * share)
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return data.take((~held).nonzero().squeeze(1)), data.take(held.nonzero().squeeze(1))
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+def chosen(count: int, share: float, dice: Dice) -> Tensor:
+    """A random `share` of the numbers below `count`: sorted, int64."""
+    if not 0 <= share <= 1:
+        raise InputError(f"share must lie in [0, 1], got {share:g}")
+    return torch.randperm(count, generator=dice.named("share").generator())[: round(share * count)].sort().values
 
 
 def mix(clean: Data, poisoned: Data, share: float, dice: Dice) -> tuple[Data, Tensor]:
@@ -155,10 +200,7 @@ def mix(clean: Data, poisoned: Data, share: float, dice: Dice) -> tuple[Data, Te
     Returns:
         the mixture and the sorted int64 index of its poisoned images.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share must lie in [0, 1], got {share:g}")
-    chosen = torch.randperm(len(clean), generator=dice.named("share").generator())[: round(share * len(clean))]
-    chosen = chosen.sort().values
+    these = chosen(len(clean), share, dice)
     images = clean.images.clone()
-    images[chosen] = poisoned.images[chosen]
-    return clean.with_images(images), chosen
+    images[these] = poisoned.images[these]
+    return clean.with_images(images), these

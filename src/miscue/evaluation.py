@@ -44,19 +44,33 @@ GLANCED_AT = 10_000  # training images, evenly spread, that the curve is of befo
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What was added to images, made where it is looked at: `noise[start:end]` is float (n, c, h, w)."""
+
+    clean: Data
+    poisoned: Data
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return (self.poisoned.images[part].float() - self.clean.images[part].float()) / 255
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arena:
     """What the victims of one condition meet.
 
     train: what they are trained on; test: clean images they are scored on.
-    noise_train, noise_test: the noise alone, float (n, c, h, w), where there is noise and it can be made.
+    noise_train, noise_test: the noise alone, where there is noise and it can be made.
     pixels, pixel_test: for a poison of pixels, where they are, and the test images with them.
     """
 
     condition: str
     train: Data
     test: Data
-    noise_train: Tensor | None = None
-    noise_test: Tensor | None = None
+    noise_train: Noise | None = None
+    noise_test: Noise | None = None
     pixels: Pixels | None = None
     pixel_test: Data | None = None
 
@@ -81,17 +95,12 @@ def arenas(clean: Data, poisoned: Data, test: Data, perturbation: Perturbation |
             condition="poisoned",
             train=poisoned,
             test=test,
-            noise_train=noise(clean.images, poisoned.images),
-            noise_test=noise(test.images, marked.images) if marked else None,
+            noise_train=Noise(clean=clean, poisoned=poisoned),
+            noise_test=Noise(clean=test, poisoned=marked) if marked else None,
             pixels=pixels,
             pixel_test=pixel_test,
         ),
     )
-
-
-def noise(clean: Tensor, poisoned: Tensor) -> Tensor:
-    """poisoned - clean as float (n, c, h, w), the noise that was really added."""
-    return (poisoned.float() - clean.float()) / 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +137,7 @@ def cell(contest: Contest) -> Iterator[Progress]:
     started = time.monotonic()
     arena, victim, epochs = contest.arena, contest.victim, contest.epochs
     dice = Dice(contest.seed).named("victim", contest.name)
-    train = arena.train.to(contest.device)
+    train = arena.train.near(contest.device)
     model = victim.untrained(train, dice, device=contest.device)
     labels = arena.test.labels.cpu()
     some = arena.train.spread(GLANCED_AT)
@@ -183,9 +192,12 @@ def attention(model: nn.Module, arena: Arena) -> dict[str, Any]:
     return {"near_pixel": share_near(maps, arena.pixels.places), "maps": tones.tolist()}
 
 
-def noise_accuracy(model: nn.Module, noise: Tensor | None, labels: Tensor) -> float | None:
+def noise_accuracy(model: nn.Module, noise: Noise | None, labels: Tensor, *, chunk: int = 200) -> float | None:
     """Share of images whose label the model reads from the noise alone, 0 to 100."""
-    return None if noise is None else percent(predictions(model, noise) == labels)
+    if noise is None:
+        return None
+    parts = (noise[start : start + chunk] for start in range(0, len(noise), chunk))
+    return percent(torch.cat([predictions(model, part) for part in parts]) == labels)
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

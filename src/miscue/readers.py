@@ -21,6 +21,7 @@ from miscue.layouts.folder import read_folder, stream
 from miscue.layouts.idx import read_idx
 from miscue.layouts.npz import read_npz
 from miscue.layouts.pictures import resized
+from miscue.room import Room
 from miscue.scenes import Scenes
 
 __all__ = [
@@ -52,17 +53,23 @@ FITS: dict[str, Callable[[Path], bool]] = {
 
 
 def read(
-    name_or_path: str | Path, *, resize: int | None = None, test_share: float | None = None, seed: int = 0
+    name_or_path: str | Path,
+    *,
+    resize: int | None = None,
+    test_share: float | None = None,
+    seed: int = 0,
+    room: Room | None = None,
 ) -> Splits:
     """Read a data set.
 
     Args:
         name_or_path: a named set (a key of `datasets.SETS`; write ./mnist for a folder of that name), or the
-            path of an IDX folder, CIFAR batches, an npz file or an image folder, told apart by what lies
-            there.
+            path of an IDX folder, CIFAR batches, an npz file, a folder of npz shards or an image folder, told
+            apart by what lies there.
         resize: make all images (resize, resize), by Lanczos.
         test_share: hold this share of every class out as the test set where the set has none.
         seed: of that choice.
+        room: where the images of folders and npz files go; in memory if None.
 
     Raises:
         InputError: an unknown name, a missing or damaged file, images or labels that cannot be trained on.
@@ -75,10 +82,10 @@ def read(
     elif name in datasets.SETS:
         chosen = datasets.SETS[name]
         path = datasets.locate(name)
-        splits = datasets.named(name, _read(path, chosen.layout, resize))
+        splits = datasets.named(name, _read(path, chosen.layout, resize, room))
     else:
         path = _existing(name)
-        splits = _read(path, recognise(path), resize)
+        splits = _read(path, recognise(path), resize, room)
     if resize is not None:
         test = _resized(splits.test, resize) if splits.test is not None else None
         splits = replace(splits, train=_resized(splits.train, resize), test=test)
@@ -145,8 +152,12 @@ def _existing(name: str) -> Path:
     raise AssertionError("a known name is read by its name")
 
 
-def _read(path: Path, layout: str, resize: int | None) -> Splits:
-    reader = partial(read_folder, resize=resize) if layout == "folder" else READERS[layout]
+def _read(path: Path, layout: str, resize: int | None, room: Room | None) -> Splits:
+    roomy = {
+        "folder": partial(read_folder, resize=resize, room=room),
+        "npz": partial(read_npz, resize=resize, room=room),
+    }
+    reader: Callable[[Path], Splits] = roomy.get(layout, READERS[layout])
     try:
         return reader(path)
     except PermissionError as error:

@@ -22,10 +22,13 @@ from miscue.errors import InputError
 from miscue.evaluation import Arena, Contest, cell, summary, whole_cell
 from miscue.files import atomic, write_json
 from miscue.models.store import load_tensors, save_tensors
+from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, Poison
 from miscue.victims import AnyVictim
 from miscue.workers import LostWorkerError, Workers
 from miscue.writers import versions
+
+PERTURBATION = "perturbation.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +102,20 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
     """Craft into `folder`, going on from its checkpoint if there is one.
 
     `folder` gets craft.jsonl (one line a trial: minutes of crafting and the measures), a checkpoint while the work
-    goes on, and perturbation.safetensors at the end.
+    goes on, and perturbation.safetensors at the end. Where that is there already, there is nothing to do.
 
     Raises:
-        InputError: the checkpoint is of another setting or damaged.
+        InputError: what is there is of another setting or damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"poison": poison.__name__, "data": fingerprint(data), "options": options}  # type: ignore[attr-defined]
-    asked |= {"attacker": {**asdict(replace(attacker, device="any")), "recipe": asdict(attacker.recipe)}}
-    checkpoint, log = folder / "checkpoint.safetensors", folder / "craft.jsonl"
+    what = {name: value for name, value in options.items() if name != "processes"}  # how many is no part of it
+    asked = {"poison": poison.__name__, "data": fingerprint(data), "options": what}  # type: ignore[attr-defined]
+    who = {name: value for name, value in asdict(replace(attacker, device="any")).items() if name != "team"}
+    asked |= {"attacker": {**who, "recipe": asdict(attacker.recipe)}}
+    checkpoint, log, end = (folder / name for name in ("checkpoint.safetensors", "craft.jsonl", PERTURBATION))
+    if end.exists():
+        refuse_other(asked, Perturbation.load(end).settings, end)
+        return
     state, known = None, lines(log)
     if checkpoint.exists():
         state, facts = load_tensors(checkpoint, kind="checkpoint")
@@ -127,7 +135,7 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
             save_tensors(checkpoint, reached.state, kind="checkpoint", settings=asked, trials=len(known))
             kept = replace(reached.perturbation, settings=asked)
         yield Tick(done=progress.done, total=progress.total, fact=known[-1] if fact else None)
-    kept.save(folder / "perturbation.safetensors")
+    kept.save(end)
     checkpoint.unlink()
 
 

@@ -17,7 +17,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.images import rectangles
 from miscue.losses import Loss, plain
-from miscue.models.networks import placed
+from miscue.models.networks import device_of, placed
 from miscue.optimizers import OPTIMIZERS
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -128,15 +128,24 @@ def fitting(
     shown: Shown | None = None,
     weights: Tensor | None = None,
 ) -> Iterator[Epoch]:
-    """Train `model` in place by `recipe`, yielding after every epoch. `data` and `model` lie on the same device.
+    """Train `model` in place, on the device where it is, by `recipe`; yields after every epoch.
 
     `shown` changes each batch before the model sees it; `weights`, float (n,), say how often each image is drawn.
 
     Raises:
         InputError: the loss stopped being a finite number.
     """
-    stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True, weights=weights)
-    placed(model, data.images.device)
+    device = device_of(model)
+    placed(model, device)
+    stream = batches(
+        data,
+        size=recipe.batch_size,
+        epochs=recipe.epochs,
+        dice=dice,
+        channels_last=True,
+        device=device,
+        weights=weights,
+    )
     seen = augmented(map(shown, stream) if shown else stream, recipe, dice)
     yield from scheduled(model, seen, recipe, len(data), loss=loss)
 

@@ -66,7 +66,7 @@ class Victim:
 
     def __call__(self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None) -> nn.Module:
         """A model trained on `data` from fresh weights, in eval mode."""
-        data = data.to(device)
+        data = data.near(device)
         model = self.untrained(data, dice, device=device)
         for _ in self.learning(model, data, dice, shown=shown):
             pass

@@ -92,14 +92,18 @@ class Workers:
 
 def _begin(shared: Any) -> None:
     global _shared
-    threading.Thread(target=_follow, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     keep_freed_memory()
     _shared = shared
 
 
-def _follow() -> None:
+def follow_parent() -> None:
     """End this worker with the process that started it: killed, it cannot say so, and a worker would wait for ever."""
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

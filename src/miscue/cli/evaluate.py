@@ -16,7 +16,9 @@ from miscue.cli.options import (
     DATA,
     DEBUG,
     DEVICE,
+    HELD,
     JSON,
+    MEMORY,
     OVERWRITE,
     PRECISION,
     RESIZE,
@@ -25,6 +27,7 @@ from miscue.cli.options import (
     command_line,
     device,
     folder_beside,
+    room_in,
 )
 from miscue.data import Splits
 from miscue.errors import InputError, lookup
@@ -73,6 +76,7 @@ def evaluate(
         ),
     ] = None,
     resize: RESIZE = None,
+    memory: MEMORY = HELD,
     seed: SEED = 0,
     device_: DEVICE = "auto",
     threads: THREADS = 1,
@@ -94,8 +98,8 @@ def evaluate(
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
         evaluate_sets(
-            read(clean, resize=resize),
-            read(poisoned),
+            read(clean, resize=resize, room=room_in(folder / "images" / "clean", memory)),
+            read(poisoned, room=room_in(folder / "images" / "poisoned", memory)),
             folder,
             clean_name=clean,
             poisoned_name=poisoned,
@@ -110,6 +114,7 @@ def evaluate(
             device=where,
             jobs=jobs,
         )
+        shutil.rmtree(folder / "images", ignore_errors=True)
         if json_:
             for record in lines(folder / "records.jsonl"):
                 console.emit(record)

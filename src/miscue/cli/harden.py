@@ -134,7 +134,7 @@ def train_by(
     seeded = {"seed": seed} if "seed" in inspect.signature(LOSSES[name]).parameters else {}
     hard: Victim = replace(chosen, recipe=recipe, loss=LOSSES[name](**given, **seeded))
     splits = read(data, resize=resize)
-    images = splits.train.to(where)
+    images = splits.train.near(where)
     dice = Dice(seed).named("victim", victim)
     model = hard.untrained(images, dice, device=where)
     facts = walked(f"training {victim}, {name}", hard.learning(model, images, dice), recipe.epochs, model, splits)

@@ -105,7 +105,7 @@ def train(
         recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)
-        images = splits.train.to(where)
+        images = splits.train.near(where)
         weights = None if ranking is None else emphasis_of(ranking, splits.train, emphasis)
         dice = Dice(seed).named("victim", victim)
         model = chosen.untrained(images, dice, device=where)

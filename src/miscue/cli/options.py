@@ -16,6 +16,7 @@ import typer
 
 from miscue.cli import console
 from miscue.errors import InputError
+from miscue.room import LARGE, Room
 from miscue.train import PRECISIONS
 
 
@@ -39,8 +40,18 @@ SEED = Annotated[int, typer.Option(help="Seed of all random choices.", min=0)]
 DEVICE = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA where present.")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+HELD = LARGE // 2**20
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 RESIZE = Annotated[int | None, typer.Option(help="Make all images N x N pixels.", metavar="N")]
+MEMORY = Annotated[
+    int,
+    typer.Option(
+        help="Images of a folder or of npz files that take more are unpacked into a file, and read from it as they are "
+        "needed.",
+        metavar="MIB",
+        min=0,
+    ),
+]
 PRECISION = Annotated[
     str | None,
     typer.Option(
@@ -129,6 +140,11 @@ def method_command(
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def room_in(folder: Path, memory: int) -> Room:
+    """Room for images: in memory up to `memory` MiB, else in files of `folder`."""
+    return Room(folder=folder, memory=memory * 2**20)
 
 
 def folder_beside(out: Path) -> Path:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
 from miscue.balls import changed_pixels, linf
 from miscue.cli import console
@@ -20,7 +17,9 @@ from miscue.cli.options import (
     DATA,
     DEBUG,
     DEVICE,
+    HELD,
     JSON,
+    MEMORY,
     OVERWRITE,
     RESIZE,
     SEED,
@@ -29,17 +28,20 @@ from miscue.cli.options import (
     folder_beside,
     fraction,
     method_command,
+    room_in,
 )
+from miscue.copies import KINDS, Copy, manifest
 from miscue.data import Data, Splits, mix
+from miscue.datasets import SETS
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.files import refuse_existing
 from miscue.labels import label_map
 from miscue.perturbation import Perturbation
 from miscue.poisons import POISONS, PRESETS, Attacker, Poison, Preset
-from miscue.readers import read, recognise, stream
-from miscue.run import craft, fingerprint
-from miscue.writers import WRITERS, write, write_stream
+from miscue.readers import read, recognise
+from miscue.run import PERTURBATION, craft, fingerprint
+from miscue.writers import WRITERS, write
 
 app = typer.Typer(no_args_is_help=True, help="Make a poisoned copy of a data set.")
 
@@ -66,6 +68,7 @@ def common(
     share: SHARE = 1.0,
     layout: LAYOUT = None,
     resize: RESIZE = None,
+    memory: MEMORY = HELD,
     seed: SEED = 0,
     device_: DEVICE = "auto",
     threads: THREADS = 2,
@@ -100,6 +103,7 @@ def poison_data(
     share: float,
     layout: str | None,
     resize: int | None,
+    memory: int = HELD,
     overwrite: bool,
     json_: bool,
     device_: str,
@@ -111,24 +115,52 @@ def poison_data(
     refuse_request(out, share=share, layout=layout, overwrite=overwrite)
     chosen = lookup(PRESETS[name], preset, "preset")
     where = device(device_, threads)
-    splits = read(data, resize=resize)
+    workshop = folder_beside(out)
+    if overwrite:
+        shutil.rmtree(workshop, ignore_errors=True)
+    splits = read(data, resize=resize, room=room_in(workshop / "images", memory))
     options = chosen.options | given
     if "label_map" in options:
         options["label_map"] = label_map(options["label_map"], len(splits.train.classes))
     attacker = attacker_of(chosen, seed=seed, device=where, **training)
-    workshop = folder_beside(out)
-    if overwrite:
-        shutil.rmtree(workshop, ignore_errors=True)
-    kept = workshop / "perturbation.safetensors"
-    if kept.exists():
-        raise InputError(f"{kept} exists already; apply it with miscue poison apply, or add --overwrite to start anew")
-    ticks = craft(poison, splits.train, attacker, options, workshop)
-    console.follow(ticks, f"crafting {name}", trial_words)
+    console.follow(craft(poison, splits.train, attacker, options, workshop), f"crafting {name}", trial_words)
+    kept = workshop / PERTURBATION
     perturbation = Perturbation.load(kept)
     facts = {"preset": preset, "options": full_options(poison, options), "seed": seed}
     facts |= {"surrogate": attacker.surrogate, "recipe": asdict(attacker.recipe)}
-    row = deliver(perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite)
+    kind = streamed(data, layout)
+    if kind is None:
+        row = deliver(perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite)
+    else:
+        copy = Copy(
+            perturbation=perturbation.to(where),
+            source=Path(data).expanduser(),
+            kind=kind,
+            share=share,
+            seed=seed,
+            resize=resize,
+        )
+        row = copied(copy, out, facts | {"input_sha256": perturbation.settings["data"]}, overwrite=overwrite)
+    shutil.rmtree(workshop / "images", ignore_errors=True)
     report_written(row, out, kept, json_=json_)
+
+
+def streamed(data: str, layout: str | None) -> str | None:
+    """The layout of data that is copied piece by piece: of a folder or of npz files that stay what they are."""
+    path = Path(data).expanduser()
+    kind = recognise(path) if data not in SETS and path.exists() else None
+    return kind if kind in KINDS and layout in (None, kind) else None
+
+
+def copied(copy: Copy, out: Path, facts: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+    """Make a copy with progress; returns what its manifest says."""
+    console.follow(copy.making(out, facts, overwrite=overwrite), "copying", skipped_words)
+    return copy.row(facts)
+
+
+def skipped_words(fact: dict[str, Any]) -> str:
+    """What had to be passed over, and why."""
+    return f"{fact['skipped']} is left out: {fact['reason']}"
 
 
 def refuse_request(out: Path, *, share: float, layout: str | None, overwrite: bool) -> None:
@@ -169,21 +201,18 @@ def deliver(
         made[part], chosen = mix(clean, perturbation(clean), share, Dice(seed).named(part))
         counts[part] = len(chosen)
     pairs = [(made[part].images, getattr(splits, part).images) for part in parts]
-    manifest = {
-        "method": perturbation.settings.get("poison"),
-        **facts,
-        "eps": perturbation.eps,
-        "budget_measured": max(linf(*pair) for pair in pairs),
-        "changed_pixels": max(changed_pixels(*pair) for pair in pairs),
-        "share": share,
-        "poisoned_images": counts,
-        "order": "as the input",
-        "input": splits.name,
-        "input_sha256": fingerprint(splits.train),
-    }
+    row = manifest(
+        perturbation,
+        facts,
+        measured=max(linf(*pair) for pair in pairs),
+        pixels=max(changed_pixels(*pair) for pair in pairs),
+        share=share,
+        counts=counts,
+        name=splits.name,
+    ) | {"input_sha256": fingerprint(splits.train)}
     copy = replace(splits, train=made.get("train", splits.train), test=made.get("test", splits.test))
-    write(copy, out, manifest=manifest, overwrite=overwrite, layout=layout)
-    return manifest
+    write(copy, out, manifest=row, overwrite=overwrite, layout=layout)
+    return row
 
 
 def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bool) -> None:
@@ -224,11 +253,15 @@ def apply(
     out: OUT,
     part: Annotated[
         str,
-        typer.Option(help="What to poison: train, test, both, or all: every image of a folder, one at a time."),
+        typer.Option(help="What to poison: train, test, both, or all: every image of a folder or of npz files."),
     ] = "train",
     share: SHARE = 1.0,
     layout: LAYOUT = None,
     resize: RESIZE = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Leave out images that cannot be read, and say so, instead of stopping."),
+    ] = False,
     seed: SEED = 0,
     device_: DEVICE = "auto",
     threads: THREADS = 1,
@@ -236,17 +269,34 @@ def apply(
     json_: JSON = False,
     debug: DEBUG = False,
 ) -> None:
-    """Apply a saved perturbation to a data set, or to a folder of new images in constant memory (--part all)."""
+    """Apply a saved perturbation to a data set: folders of images and npz files in constant memory, piece by piece.
+
+    A killed run goes on where it stopped.
+    """
     with console.guarded(debug=debug):
         refuse_request(out, share=share, layout=layout, overwrite=overwrite)
         kept = Perturbation.load(perturbation).to(device(device_, threads))
         parts = lookup({"train": ("train",), "test": ("test",), "both": ("train", "test"), "all": ()}, part, "part")
         facts = {"perturbation": perturbation.name, **kept.settings}
-        if parts:
-            splits = read(data, resize=resize)
+        kind = streamed(data, layout)
+        if kind is not None:
+            copy = Copy(
+                perturbation=kept,
+                source=Path(data).expanduser(),
+                kind=kind,
+                parts=parts,
+                share=share,
+                seed=seed,
+                resize=resize,
+                keep_going=keep_going,
+            )
+            row = copied(copy, out, facts, overwrite=overwrite)
+        elif not parts or keep_going:
+            raise InputError(f"{data}: --part all and --keep-going are for folders of images and npz files")
+        else:
             row = deliver(
                 kept,
-                splits,
+                read(data, resize=resize),
                 out,
                 facts,
                 share=share,
@@ -255,46 +305,7 @@ def apply(
                 overwrite=overwrite,
                 parts=parts,
             )
-        else:
-            row = stream_through(kept, Path(data), out, facts, resize=resize, overwrite=overwrite)
         report_written(row, out, perturbation, json_=json_)
-
-
-def stream_through(
-    perturbation: Perturbation,
-    source: Path,
-    out: Path,
-    facts: dict[str, Any],
-    *,
-    resize: int | None,
-    overwrite: bool,
-) -> dict[str, Any]:
-    """Poison a folder image by image; memory does not grow with their number."""
-    if recognise(source) != "folder":
-        raise InputError(f"{source} is not an image folder; --part all is for those")
-    measured, pixels, count = 0.0, 0, 0
-    classes: dict[str, int] = {}
-
-    def poisoned() -> Iterator[tuple[str, Tensor]]:
-        nonlocal measured, pixels, count
-        for name, class_name, image in stream(source, channels=perturbation.mark.channels, resize=resize):
-            label = classes.setdefault(class_name, len(classes))
-            channels, height, width = image.shape
-            perturbation.mark.check((channels, height, width), len(classes))
-            changed = perturbation.images(image[None], torch.tensor([label]))[0]
-            measured, count = max(measured, linf(changed, image)), count + 1
-            pixels = max(pixels, changed_pixels(changed[None], image[None]))
-            yield name, changed
-
-    manifest = {
-        "method": perturbation.settings.get("poison"),
-        **facts,
-        "eps": perturbation.eps,
-        "order": "as the input",
-    }
-    write_stream(poisoned(), out, manifest=manifest, overwrite=overwrite, source=source)
-    facts = {"budget_measured": measured, "changed_pixels": pixels, "poisoned_images": {"all": count}}
-    return manifest | facts
 
 
 for _name, _poison in POISONS.items():

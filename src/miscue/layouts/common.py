@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from miscue.data import Data
 from miscue.errors import InputError
 
 MANIFEST = "manifest.json"
+
+
+def natural(name: str) -> tuple[list[str | int], str, str]:
+    """The key that sorts file names as people do: by the stem, its numbers by value; then by the suffix."""
+    stem, suffix = os.path.splitext(name)
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", stem))], suffix, name
 
 
 def noted(path: Path) -> tuple[str, ...]:

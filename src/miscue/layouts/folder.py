@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from miscue.data import Data, Layout, Splits
 from miscue.errors import InputError
-from miscue.layouts.common import labelled, noted
+from miscue.layouts.common import labelled, natural, noted
 from miscue.layouts.pictures import FORMATS, decode, header, png
+from miscue.room import Room, origin_of
 
 KNOWN = "PNG, JPEG, WebP or BMP"
 
@@ -24,7 +25,45 @@ def fits(path: Path) -> bool:
     return path.is_dir() and bool(_subfolders(path))
 
 
-def read_folder(path: Path, *, resize: int | None = None) -> Splits:
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """The folders of an image folder.
+
+    places: part ("train", "test") -> the folder below `root` with the folders of its classes; "" is the root itself.
+    classes: their names, in order.
+    """
+
+    root: Path
+    places: dict[str, str]
+    classes: tuple[str, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """How a copy is written."""
+        return Layout(kind="folder", options={"train": self.places["train"], "test": self.places.get("test")})
+
+    def listed(self, part: str) -> Iterator[tuple[str, list[str]]]:
+        """(class name, the images below its folder in natural order), class by class."""
+        home = self.root / self.places[part]
+        folders = {entry.name: entry for entry in _subfolders(home)}
+        for name, entry in folders.items():
+            if name not in self.classes:
+                raise InputError(f"{entry} is no class of the training set; its classes: {', '.join(self.classes)}")
+        yield from ((name, _files(folders[name])) for name in self.classes if name in folders)
+
+
+def tree(path: Path) -> Tree:
+    """Find the places and the classes of an image folder; InputError where there are none."""
+    train, test = _tree(path)
+    folders = [folder.name for folder in _subfolders(path / train)]
+    if not folders:
+        raise InputError(f"{path} holds no folders of images, one per class")
+    order = noted(path)
+    classes = order if set(folders) <= set(order) else tuple(folders)
+    return Tree(root=path, places={"train": train} | ({} if test is None else {"test": test}), classes=classes)
+
+
+def read_folder(path: Path, *, resize: int | None = None, room: Room | None = None) -> Splits:
     """Read an image folder whole.
 
     `root/train/<class>/*` with `root/test` or else `root/val` as the test set, or `root/<class>/*` (test is
@@ -36,30 +75,37 @@ def read_folder(path: Path, *, resize: int | None = None) -> Splits:
     Args:
         path: the root.
         resize: make every image (resize, resize), by Lanczos; without it all must have one size.
+        room: where the images go; in memory if None.
 
     Raises:
         InputError: no images, a class without images, an unknown class in the test folder, sizes that differ,
             an image that is damaged or has 16 bits a channel; the message names the file.
     """
-    train, test = _tree(path)
-    folders = [folder.name for folder in _subfolders(path / train)]
-    if not folders:
-        raise InputError(f"{path} holds no folders of images, one per class")
-    order = noted(path)
-    classes = order if set(folders) <= set(order) else tuple(folders)
-    listed = {place: _listed(path / place, classes) for place in (train, test) if place is not None}
-    every = [path / place / name for place, names in listed.items() for name in names]
-    channels, size = _common(every, resize)
+    found, room = tree(path), room or Room()
+    names: dict[str, list[str]] = {}
+    labels: dict[str, list[int]] = {}
+    for part in found.places:
+        names[part], labels[part] = [], []
+        for name, files in found.listed(part):
+            names[part] += [f"{name}/{file}" for file in files]
+            labels[part] += [found.classes.index(name)] * len(files)
+
+    def every() -> Iterator[Path]:
+        return (path / found.places[part] / name for part, listed in names.items() for name in listed)
+
+    channels, size = _common(every(), resize)
+    origin = origin_of(every(), channels, size) if room.folder else ""
     parts = {}
-    for place, names in listed.items():
-        images = torch.empty(len(names), channels, *size, dtype=torch.uint8)
-        for image, name in zip(images, names, strict=True):
-            image.copy_(decode(path / place / name, channels=channels, resize=resize))
-        labels = torch.tensor([classes.index(PurePosixPath(name).parts[0]) for name in names], dtype=torch.int64)
-        parts[place] = labelled(images, labels, classes, where=path / place, files=tuple(names))
-    layout = Layout(kind="folder", options={"train": train, "test": test})
-    held = parts[test] if test is not None else None
-    return Splits(name=path.resolve().name, train=parts[train], test=held, layout=layout, source=path)
+    for part, place in found.places.items():
+
+        def blocks(start: int, part: str = part, place: str = place) -> Iterator[Tensor]:
+            return (decode(path / place / name, channels=channels, resize=resize)[None] for name in names[part][start:])
+
+        images = room.filled(part, (len(names[part]), channels, *size), origin, blocks)
+        own = torch.tensor(labels[part], dtype=torch.int64)
+        parts[part] = labelled(images, own, found.classes, where=path / place, files=tuple(names[part]))
+    name = path.resolve().name
+    return Splits(name=name, train=parts["train"], test=parts.get("test"), layout=found.layout, source=path)
 
 
 def stream(path: Path, *, channels: int | None = None, resize: int | None = None) -> Iterator[tuple[str, str, Tensor]]:
@@ -74,20 +120,11 @@ def stream(path: Path, *, channels: int | None = None, resize: int | None = None
     Raises:
         InputError: as `read_folder`, when the culprit is reached.
     """
-    for place in _tree(path):
-        if place is None:
-            continue
-        folders = _subfolders(path / place)
-        if not folders:
-            raise InputError(f"{path / place} holds no folders of images, one per class")
-        for folder in folders:
-            for name in _files(folder):
-                file = folder / name
-                yield (
-                    file.relative_to(path).as_posix(),
-                    folder.name,
-                    decode(file, channels=channels, resize=resize),
-                )
+    found = tree(path)
+    for part, place in found.places.items():
+        for name, files in found.listed(part):
+            for file in (path / place / name / file for file in files):
+                yield file.relative_to(path).as_posix(), name, decode(file, channels=channels, resize=resize)
 
 
 def write_folder(splits: Splits, folder: Path) -> None:
@@ -116,12 +153,6 @@ def save_png(image: Tensor, file: Path) -> None:
     content = png(image)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
-
-
-def natural(name: str) -> tuple[list[str | int], str, str]:
-    """The key that sorts file names as people do: by the stem, its numbers by value; then by the suffix."""
-    stem, suffix = os.path.splitext(name)
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", stem))], suffix, name
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -155,23 +186,21 @@ def _files(folder: Path) -> list[str]:
     return sorted(found, key=natural)
 
 
-def _listed(folder: Path, classes: tuple[str, ...]) -> list[str]:
-    """All files below `folder`, as "class/name"."""
-    folders = {entry.name: entry for entry in _subfolders(folder)}
-    for name, entry in folders.items():
-        if name not in classes:
-            raise InputError(f"{entry} is no class of the training set; its classes: {', '.join(classes)}")
-    return [f"{name}/{file}" for name in classes if name in folders for file in _files(folders[name])]
-
-
-def _common(files: list[Path], resize: int | None) -> tuple[int, tuple[int, int]]:
+def _common(files: Iterable[Path], resize: int | None) -> tuple[int, tuple[int, int]]:
     """The number of channels and the (height, width) that all images can have."""
-    headers = [header(file) for file in files]
-    channels = 1 if all(grey for grey, _ in headers) else 3
+    grey = True
+    examples: dict[tuple[int, int], Path] = {}
+    counts: Counter[tuple[int, int]] = Counter()
+    for file in files:
+        own_grey, size = header(file)
+        grey &= own_grey
+        counts[size] += 1
+        examples.setdefault(size, file)
+    channels = 1 if grey else 3
     if resize is not None:
         return channels, (resize, resize)
-    usual = Counter(size for _, size in headers).most_common(1)[0][0]
-    for file, (_, size) in zip(files, headers, strict=True):
+    usual = counts.most_common(1)[0][0]
+    for size, file in examples.items():
         if size != usual:
             raise InputError(
                 f"{file} is {size[1]}x{size[0]} where others are {usual[1]}x{usual[0]} (width x height); "
@@ -187,13 +216,23 @@ def _targets(data: Data) -> list[str]:
     wanted = []
     for old, label in zip(olds, data.labels.tolist(), strict=True):
         head, _, rest = old.partition("/")
-        wanted.append(PurePosixPath(data.classes[label], rest if head in data.classes and rest else old))
-    stems = Counter(str(name.with_suffix("")).casefold() for name in wanted)
+        wanted.append(f"{data.classes[label]}/{rest if head in data.classes and rest else old}")
+    return png_names(wanted)
+
+
+def png_names(wanted: Sequence[str]) -> list[str]:
+    """The names with the suffix .png, no two the same on any file system.
+
+    Those that differ only in suffix or case keep the old suffix too: `7.jpg` and `7.png` become `7.jpg.png` and
+    `7.png.png`.
+    """
+    stems = Counter(os.path.splitext(name)[0].casefold() for name in wanted)
     names: list[str] = []
     taken: set[str] = set()
     for name in wanted:
-        shared = stems[str(name.with_suffix("")).casefold()] > 1
-        stem = str(name if shared else name.with_suffix(""))
+        stem = os.path.splitext(name)[0]
+        if stems[stem.casefold()] > 1:
+            stem = name
         new, again = f"{stem}.png", 2
         while new.casefold() in taken:
             new, again = f"{stem}-{again}.png", again + 1

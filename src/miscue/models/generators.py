@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from miscue.models.layers import BatchNorm2d
 from miscue.models.networks import Shape
 
 
@@ -30,7 +31,7 @@ class Down(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -86,7 +87,7 @@ class EncoderDecoder(nn.Module):
         self.down = nn.ModuleList(Down(i, o) for i, o in zip(widths, channels, strict=False))
         self.up = nn.ModuleList(Up(o, i) for i, o in reversed(list(pairwise(channels))))
         self.up.append(Last(channels[0], shape[0]))
-        self.norm = nn.ModuleList(nn.BatchNorm2d(o) for o in reversed(channels[:-1]))
+        self.norm = nn.ModuleList(BatchNorm2d(o) for o in reversed(channels[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = []
@@ -110,7 +111,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(Down(i, o) for i, o in zip(widths, channels, strict=False))
         self.up = nn.ModuleList(Up(o if o == channels[-1] else 2 * o, i) for i, o in reversed(list(pairwise(channels))))
         self.up.append(Last(2 * channels[0], shape[0]))
-        self.norm = nn.ModuleList(nn.BatchNorm2d(o) for o in reversed(channels[:-1]))
+        self.norm = nn.ModuleList(BatchNorm2d(o) for o in reversed(channels[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         skips = []

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from miscue.models.layers import BatchNorm1d
+
 
 class RandomFourier(nn.Module):
     """sqrt(2 / D) cos(Omega a + b) (Rahimi, Recht 2007): (n, features) -> (n, D), whose products approximate k."""
@@ -21,7 +23,7 @@ class RandomFourier(nn.Module):
 
     def __init__(self, features: int, outputs: int):
         super().__init__()
-        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.norm = BatchNorm1d(features, affine=False)
         self.register_buffer("omega", torch.randn(outputs, features) / math.sqrt(features))
         self.register_buffer("phase", 2 * math.pi * torch.rand(outputs))
 
@@ -44,7 +46,7 @@ class Nystrom(nn.Module):
     def __init__(self, body: nn.Module, shape: tuple[int, int, int], features: int, classes: int, landmarks: int):
         super().__init__()
         self.body = body
-        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.norm = BatchNorm1d(features, affine=False)
         self.linear = nn.Linear(landmarks, classes)
         self.register_buffer("images", torch.zeros(landmarks, *shape))
         self.register_buffer("filled", torch.tensor(0))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miscue.models.functions import ASKED, Correlate, Fixed, Normalise, Ordered, affine
+from miscue.team import ALONE, Team
 
 
 class Conv2d(nn.Conv2d):
@@ -33,14 +34,28 @@ class Conv2d(nn.Conv2d):
         return scores if self.bias is None else scores + self.bias[:, None, None]
 
 
+class BatchNorm1d(nn.BatchNorm1d):
+    """`nn.BatchNorm1d`, which in a team takes its statistics from the whole batch."""
+
+    team: Team = ALONE
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c) -> the same shape."""
+        return together(self, x) if self.team.size > 1 and self.training else super().forward(x)
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose second derivative is quick on a CPU where it is made under `twice`, else the library's.
 
-    Left to the library on a GPU and in eval mode, too.
+    Left to the library on a GPU and in eval mode, too. In a team it takes its statistics from the whole batch.
     """
+
+    team: Team = ALONE
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> the same shape."""
+        if self.team.size > 1 and self.training:
+            return together(self, x)
         count, share = x.numel() // x.shape[1], self.momentum
         usual = ASKED.twice and self.training and self.track_running_stats and self.affine and count > 1
         if share is None or not usual or x.is_cuda or torch.is_autocast_enabled(x.device.type):
@@ -51,6 +66,30 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.get_buffer(name).mul_(1 - share).add_(value, alpha=share)
         self.get_buffer("num_batches_tracked").add_(1)
         return y
+
+
+def together(layer: BatchNorm1d | BatchNorm2d, x: Tensor, count: int = 0, *, keep: bool = True) -> Tensor:
+    """BatchNorm of a team's batch, of which x is a share, by its mean and variance; differentiable any number of times.
+
+    count: the first so many images of each share are normalised by the statistics of the others. keep: whether the
+    running statistics move.
+    """
+    over = [0, *range(2, x.ndim)]
+
+    def wide(channel: Tensor) -> Tensor:
+        return channel.reshape(-1, *[1] * (x.ndim - 2))
+
+    (mean,) = layer.team.averaged([x[count:].mean(over)])
+    centred = x - wide(mean)
+    (variance,) = layer.team.averaged([centred[count:].square().mean(over)])
+    y = centred * wide((variance + layer.eps).rsqrt())
+    if keep and layer.track_running_stats and layer.momentum is not None:
+        number = layer.team.size * x.numel() // x.shape[1]
+        latest = {"running_mean": mean.detach(), "running_var": variance.detach() * (number / (number - 1))}
+        for name, value in latest.items():
+            layer.get_buffer(name).mul_(1 - layer.momentum).add_(value, alpha=layer.momentum)
+        layer.get_buffer("num_batches_tracked").add_(1)
+    return y * wide(layer.weight) + wide(layer.bias) if layer.affine else y
 
 
 class ReLU(nn.ReLU):

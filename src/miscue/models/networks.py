@@ -14,8 +14,10 @@ from functools import partial
 import torch
 from torch import nn
 
+from miscue.errors import InputError
 from miscue.models.heads import Nystrom, RandomFourier
-from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
+from miscue.models.layers import AvgPool2d, BatchNorm1d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
+from miscue.team import Team
 
 Shape = tuple[int, int, int]
 
@@ -48,7 +50,7 @@ def convolutional(
             layers.append(ReLU())
     layers += [Flatten(), nn.Linear(channels * height * width, hidden, bias=not batch_norm)]
     if batch_norm:
-        layers.append(nn.BatchNorm1d(hidden))
+        layers.append(BatchNorm1d(hidden))
     return nn.Sequential(*layers, ReLU(), nn.Linear(hidden, classes))
 
 
@@ -83,7 +85,7 @@ def two_blocks(
         pooling=pooling,
         batch_norm=batch_norm,
     )
-    return net.append(nn.BatchNorm1d(classes)) if bounded else net
+    return net.append(BatchNorm1d(classes)) if bounded else net
 
 
 def cnn(
@@ -154,7 +156,7 @@ def alexnet(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool 
     for _ in range(2):
         layers.append(nn.Linear(inputs, hidden, bias=not batch_norm))
         if batch_norm:
-            layers.append(nn.BatchNorm1d(hidden))
+            layers.append(BatchNorm1d(hidden))
         layers.append(ReLU())
         inputs = hidden
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
@@ -195,6 +197,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "conv5-plain": partial(conv5, batch_norm=False),
     "alexnet": alexnet,
 }
+
+
+def joined(model: nn.Module, team: Team) -> nn.Module:
+    """`model`, whose BatchNorm in training mode takes its statistics from the batches of the whole team from now on.
+
+    Raises:
+        InputError: it keeps images of its batches, of which each process of a team would have others.
+    """
+    for module in model.modules():
+        if isinstance(module, Nystrom) and team.size > 1:
+            raise InputError("cnn-nystrom keeps training images; several processes cannot share its batches")
+        if isinstance(module, BatchNorm1d | BatchNorm2d):
+            module.team = team
+    return model
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from miscue.dice import Dice
 from miscue.perturbation import Perturbation
+from miscue.team import ALONE, Team
 from miscue.train import Recipe
 
 P = ParamSpec("P")
@@ -18,12 +19,16 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker:
-    """What a training-time attacker has: a surrogate (a key of NETWORKS), how it is trained, dice, device."""
+    """What a training-time attacker has: a surrogate (a key of NETWORKS), how it is trained, dice, device.
+
+    team: the processes that share the work of this one run, if there are several.
+    """
 
     surrogate: str = "cnn"
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.01, epochs=1, batch_size=64))
     dice: Dice = field(default_factory=Dice)
     device: str = "cpu"
+    team: Team = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,12 +36,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from miscue.balls import levels
-from miscue.data import Batch, Data, batches, hold_out
+from miscue.data import Batch, Data, batches, parted
 from miscue.errors import InputError, lookup
 from miscue.labels import checked_map
-from miscue.lanes import lanes
-from miscue.measures.accuracy import hit_rate, percent, predictions
-from miscue.models.networks import NETWORKS, placed
+from miscue.lanes import lanes, one_by_one
+from miscue.measures.accuracy import predictions
+from miscue.models.networks import NETWORKS, device_of, joined, placed
 from miscue.models.store import Plan, build
 from miscue.optimizers import descend
 from miscue.poisons.crafting import Attacker, Checkpoint, Poison, Preset, Progress, packed, unpacked
@@ -56,7 +56,9 @@ from miscue.poisons.lookahead import (
     towards,
     unrolled,
 )
+from miscue.poisons.shared import shared
 from miscue.poisons.watching import Gradient, Watched, life, make_generators
+from miscue.team import Team
 from miscue.train import SCHEDULES, Recipe, Shown, share, training
 
 Ahead = Callable[[Weights, Batch], tuple[Tensor, ...]]
@@ -133,6 +135,7 @@ REHEARSAL = Phase(walk=algorithm_2, gradient=rest)  # shows what the last genera
 
 
 @Poison
+@shared
 def deepconfuse(
     data: Data,
     attacker: Attacker,
@@ -159,6 +162,7 @@ def deepconfuse(
     algorithm: str = "2",
     held_out: float = 0.1,
     patience: int = 0,
+    processes: int = 1,
     resume: dict[str, Tensor] | None = None,
 ) -> Iterator[Progress]:
     """Craft a generator of training-time noise by watching surrogates learn.
@@ -194,6 +198,8 @@ def deepconfuse(
         algorithm: "1" stores each trial's trajectory and ascends along it, "2" ascends alongside.
         held_out: share of the training data kept aside to measure the damage after each trial.
         patience: stop after this many trials without new damage on held-out data; 0 never stops early.
+        processes: that share each batch, on a GPU each where there are so many; what they make is what one makes, but
+            for rounding. The batch size must be a multiple of it.
         resume: the state of a checkpoint of a run with the same data, attacker and options.
 
     Yields:
@@ -232,8 +238,10 @@ def deepconfuse(
     if label_map is not None:
         drive = towards(eta, attacker.device)
 
-    train, kept = (part.to(attacker.device) for part in hold_out(data, held_out, attacker.dice))
-    per_pass = max(1, len(train) // recipe.batch_size)
+    learned, kept = parted(data, held_out, attacker.dice)
+    data, team = data.near(attacker.device), attacker.team
+    walked = lanes if team.size == 1 else one_by_one  # a team meets in one place at a time
+    per_pass = max(1, len(learned) // recipe.batch_size)
     share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
     per_trial = share_of_trial * pool
     if not 1 <= unroll <= share_of_trial:
@@ -258,8 +266,10 @@ def deepconfuse(
         dice = attacker.dice.named("trial", begin + born, slot)
         network = networks[(slot + born // pool) % len(networks)] if phase.clean else attacker.surrogate
         network_plan = Plan(name=network, shape=data.shape, options={"classes": classes})
-        surrogate = placed(build(network_plan, dice), attacker.device).train()
+        surrogate = placed(joined(build(network_plan, dice), team), attacker.device).train()
         optimizer = recipe.make_optimizer(surrogate)
+        if phase.walk is not online:  # there the slopes are the team's already
+            team.join(optimizer)
         look = Lookahead(
             surrogate=surrogate,
             generator=pair.replica(),
@@ -271,11 +281,21 @@ def deepconfuse(
             eval_mode=ahead_in == "eval",
             steps=phase.unroll,
             judged=beyond,
+            team=team,
         )
         each = turns(phase, size)
         images = recipe.batch_size * phase.unroll
-        epochs = -(-stays * each // max(1, len(train) // images))
-        stream = batches(train, size=images, epochs=epochs, dice=dice, channels_last=True)
+        epochs = -(-stays * each // max(1, len(learned) // images))
+        stream = batches(
+            data,
+            size=images,
+            epochs=epochs,
+            dice=dice,
+            channels_last=True,
+            among=learned,
+            device=attacker.device,
+            team=team,
+        )
         left = islice(stream, over * each, stays * each)
         shown = clean if phase.clean else partial(poisoned, pair.frozen)
         one = Watched(look=look, gradient=phase.gradient, optimizer=optimizer)
@@ -294,7 +314,7 @@ def deepconfuse(
         pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(phases))
         side_by_side = [watched[slot] for slot in range(size)]
         for turn in range(turns(phase, size)):
-            lanes(Watched.step, side_by_side)
+            walked(Watched.step, side_by_side)
             pair.ascend(side_by_side)
             yield Progress(done=trial * per_trial + (turn + 1) * size * phase.unroll, total=total)
         if phase.walk is online:
@@ -303,7 +323,7 @@ def deepconfuse(
         if phases[trial + 1 : trial + 2] != [phase]:
             watched.clear()
         grown = trial - begin >= size - 1
-        measures = damage(leaving, kept, label_map) if grown and not phase.clean else {}
+        measures = damage(leaving, data, kept, label_map, team) if grown and not phase.clean else {}
         pair.judge(measures.get("damage"))
         pair.release()
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})
@@ -318,17 +338,22 @@ def clean(batch: Batch) -> Batch:
     return batch
 
 
-def damage(surrogate: nn.Module, kept: Data, label_map: Sequence[int] | None) -> dict[str, float]:
-    """What a surrogate trained on poisoned images makes of clean held-out training images, in percent.
+def damage(
+    surrogate: nn.Module, data: Data, kept: Tensor, label_map: Sequence[int] | None, team: Team, *, chunk: int = 200
+) -> dict[str, float]:
+    """What a surrogate trained on poisoned images makes of clean held-out ones, those with index `kept`, in percent.
 
-    "damage" is the hit rate of the label map where there is one, else the error.
+    "damage" is the hit rate of the label map where there is one, else the error. Each process of a team looks at its
+    share of them.
     """
-    predicted = predictions(surrogate.eval(), kept.images)
-    labels = kept.labels.cpu()
-    accuracy = percent(predicted == labels)
+    index = kept[team.rank :: team.size].to(data.images.device)
+    predicted = torch.cat([predictions(surrogate.eval(), data.images[part]) for part in index.split(chunk)])
+    labels = data.labels[index].cpu()
+    wanted = labels if label_map is None else torch.tensor(label_map)[labels]
+    counts = torch.stack([(predicted == labels).sum(), (predicted == wanted).sum()]).double()
+    accuracy, hits = (100 * (team.total(counts.to(device_of(surrogate))) / len(kept))).tolist()
     if label_map is None:
         return {"held_out_accuracy": accuracy, "damage": 100 - accuracy}
-    hits = hit_rate(predicted, labels, label_map)
     return {"held_out_accuracy": accuracy, "held_out_hit_rate": hits, "damage": hits}
 
 

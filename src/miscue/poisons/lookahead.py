@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from miscue.data import Batch
 from miscue.losses import unlikelihood
 from miscue.models.functions import Borrow, only, twice
+from miscue.models.layers import BatchNorm1d, BatchNorm2d, together
+from miscue.team import ALONE, Team
 
 Weights = dict[str, Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -43,6 +45,7 @@ class Lookahead:
     eval_mode: whether clean images are normalised as a victim in eval mode does it, by the statistics of poisoned ones.
     steps: how many pseudo-updates `unrolled` makes.
     judged: on how many of its batch's parts, the latest ones, it takes the loss beyond them; 0 for all.
+    team: the processes that look ahead on the same batch, each on its share: what the surrogate learns is their mean.
     """
 
     surrogate: nn.Module
@@ -55,6 +58,7 @@ class Lookahead:
     eval_mode: bool = False
     steps: int = 1
     judged: int = 0
+    team: Team = ALONE
 
     def beyond(self, ahead: Weights, x: Tensor, poisoned: Tensor, y: Tensor) -> Tensor:
         """The objective at theta' = `ahead` on clean images x."""
@@ -85,7 +89,7 @@ def exact(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     with twice():
         inner = image_loss(look, theta, {} if look.counts else buffers_of(look.surrogate), leaf, batch.y)
     with only("weights"):
-        slope = torch.autograd.grad(inner, list(theta.values()), create_graph=True)
+        slope = look.team.averaged(torch.autograd.grad(inner, list(theta.values()), create_graph=True))
     v, direct = beyond_slopes(look, theta, slope, batch, leaf)
     with only("images"):
         (along,) = torch.autograd.grad(slope, leaf, torch._foreach_mul(v, -look.alpha))
@@ -104,13 +108,15 @@ def difference(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     poisoned = poisoned_by(look, batch)
     leaf = leaf_of(poisoned)
     first = image_loss(look, theta, {} if look.counts else scratch, leaf, batch.y)
-    *slope, here = torch.autograd.grad(first, [*theta.values(), leaf])
-    v, direct = beyond_slopes(look, theta, slope, batch, leaf)
+    *own, here = torch.autograd.grad(first, [*theta.values(), leaf])
+    slope = look.team.averaged(own)
+    own, direct = beyond_slopes(look, theta, slope, batch, leaf)
+    v = look.team.averaged(own)
     h = look.reach * norm(theta.values()) / norm(v).clamp(min=1e-12)
     beside = {name: (w - h * u).detach() for (name, w), u in zip(theta.items(), v, strict=True)}
     (there,) = torch.autograd.grad(image_loss(look, beside, scratch, leaf, batch.y), leaf)
     along = -look.alpha * (here - there) / h
-    return Slopes(theta=tuple(slope), xi=for_generator(look, poisoned, direct + along))
+    return Slopes(theta=slope, xi=for_generator(look, poisoned, direct + along))
 
 
 def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
@@ -125,7 +131,7 @@ def unrolled(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
         with twice():
             inner = image_loss(look, ahead, {} if look.counts else buffers_of(look.surrogate), x, y)
         with only("weights"):
-            slope = torch.autograd.grad(inner, list(ahead.values()), create_graph=True)
+            slope = look.team.averaged(torch.autograd.grad(inner, list(ahead.values()), create_graph=True))
         ahead = {name: w - look.alpha * s for (name, w), s in zip(ahead.items(), slope, strict=True)}
     judged = torch.cat(parts[-look.judged :])
     outer = look.beyond(ahead, batch.x[-len(judged) :], judged, batch.y[-len(judged) :])
@@ -206,6 +212,8 @@ def normalised_by_the_rest(model: nn.Module, count: int) -> Iterator[None]:
 
 def normalised(layer: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) -> Tensor:
     """BatchNorm's formula for (n, features) or (n, features, h, w), with the statistics of x[count:]."""
+    if isinstance(layer, BatchNorm1d | BatchNorm2d) and layer.team.size > 1:
+        return together(layer, x, count, keep=False)
     y: Tensor = Borrow.apply(x, layer.weight, layer.bias, count, layer.eps)[0]
     return y
 

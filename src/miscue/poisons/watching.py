@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 
 from miscue.data import Batch
 from miscue.marks import Generated
-from miscue.models.networks import device_of, placed
+from miscue.models.networks import device_of, joined, placed
 from miscue.models.store import Plan, build
 from miscue.optimizers import descend
 from miscue.perturbation import Perturbation
 from miscue.poisons.crafting import Attacker, optimizer_state, optimizer_tensors, packed, unpacked
 from miscue.poisons.lookahead import Lookahead, Slopes, Weights
+from miscue.team import ALONE
 
 Gradient = Callable[[Lookahead, Weights, Batch], Slopes]
 
@@ -100,7 +101,7 @@ class Generators:
 
     def perturbation(self, eps: float) -> Perturbation:
         """The best generator as a perturbation of its own."""
-        generator = deepcopy(self.frozen)
+        generator = joined(deepcopy(self.frozen), ALONE)
         generator.load_state_dict(self.best)
         mark = Generated(generator=generator.eval(), plan=self.plan)
         return Perturbation(mark=mark, eps=eps, device=str(device_of(generator)))
@@ -118,10 +119,11 @@ def weights_of(model: nn.Module) -> Weights:
 
 def make_generators(plan: Plan, attacker: Attacker, *, lr: float, decay: float) -> Generators:
     """xi drawn from the attacker's dice, and xi' equal to it."""
-    frozen = build(plan, attacker.dice.named("generator"))
+    frozen = joined(build(plan, attacker.dice.named("generator")), attacker.team)
     placed(frozen, attacker.device).eval()
     copy = deepcopy(frozen).train()
     adam = torch.optim.Adam(copy.parameters(), lr, foreach=True)
+    attacker.team.join(adam)
     mean, best = weights_of(frozen), weights_of(frozen)
     return Generators(plan=plan, frozen=frozen, copy=copy, adam=adam, mean=mean, decay=decay, best=best)
 
