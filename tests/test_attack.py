@@ -139,18 +139,18 @@ def test_a_killed_attack_goes_on_and_ends_the_same(model: Path, tmp_path: Path) 
 
 def test_success_rises_with_the_budget_that_is_swept(model: Path, tmp_path: Path) -> None:
     words = ["attack", "fgsm", model, "digits", tmp_path / "out", "--images", "60", "--threads", "1"]
-    within(*words, "--eps", "0.1", "--sweep", "eps=0,25/255,0.1,0.3")
+    within(*words, "--eps", "0.1", "--sweep", "eps=0.01,25/255,0.1,0.3")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     success = [(r["row"]["eps"], r["mean"]) for r in records if r["measure"] == "success"]
-    assert [eps for eps, _ in success] == pytest.approx([0.1, 0.0, 25 / 255, 0.1, 0.3])
+    assert [eps for eps, _ in success] == pytest.approx([0.1, 0.01, 25 / 255, 0.1, 0.3])
     main, *curve = (share for _, share in success)
     assert curve == sorted(curve)
-    assert curve[0] == 0.0 < curve[-1]
+    assert curve[0] < curve[-1]
     assert main == curve[2]
     budgets = [r["mean"] for r in records if r["measure"] == "budget_measured"]
     assert all(used <= eps + 1e-9 for used, (eps, _) in zip(budgets, success, strict=True))
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"0.0\u00a0% at 0, {curve[-1]:.1f}\u00a0% at 0.3; eps" in page
+    assert f"{curve[0]:.1f}\u00a0% at 0.01, {curve[-1]:.1f}\u00a0% at 0.3; eps" in page
 
 
 @pytest.mark.parametrize(

@@ -407,8 +407,8 @@ def test_evolution_comes_near_the_exhaustive_search_and_stops_early(
 
 
 def test_universal_is_one_perturbation_within_the_ball(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    x, y = (part[:60] for part in digits)
-    options = {"eps": 0.25, "norm": "linf", "fooling": 0.5, "passes": 3, "steps": 10, "overshoot": 0.02}
+    x, y = (part[:150] for part in digits)
+    options = {"eps": 0.25, "norm": "linf", "fooling": 0.5, "passes": 6, "steps": 10, "overshoot": 0.02}
     found = universal(model, x, y, **options)
     v, curve = found.shared, found.loss
     assert v.shape == (1, 8, 8)
@@ -417,10 +417,11 @@ def test_universal_is_one_perturbation_within_the_ball(model: nn.Module, digits:
     with torch.no_grad():
         changed = model((x + v).clamp(0, 1)).argmax(1) != model(x).argmax(1)
     assert float(changed.float().mean()) == pytest.approx(float(curve.max()))
-    noise = 0.25 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
     with torch.no_grad():
-        by_chance = (model((x + noise).clamp(0, 1)).argmax(1) != model(x).argmax(1)).float().mean()
-    assert float(curve.max()) > float(by_chance) + 0.1
+        signs = [0.25 * torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(k)).sign() for k in range(10)]
+        named = torch.stack([model((x + noise).clamp(0, 1)).argmax(1) for noise in signs])
+        by_chance = float((named != model(x).argmax(1)).float().mean())
+    assert float(curve.max()) > by_chance + 0.05
 
 
 def test_stickers_are_flat_rectangles_of_their_colours(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
