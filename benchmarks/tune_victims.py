@@ -1,7 +1,7 @@
 """Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
 
     MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--recipes A,B] [--precision auto] \\
-        [--network NAME] [--epochs N] [--record] [DATA ...]
+        [--network NAME] [--epochs N] [--seeds N] [--record] [DATA ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
 image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.
@@ -32,7 +32,6 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "rmsprop": (3e-4, 1e-3, 3e-3),
     "adabound": (3e-4, 1e-3, 3e-3),
 }
-SEEDS = 2
 
 
 def on_held_out(model: nn.Module, member: Member, train: Data, kept: Data) -> float:
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=",".join(GRIDS))
     parser.add_argument("--epochs", type=int, default=RECIPES["adam"].epochs)
     parser.add_argument("--precision", default="float32", help="float32, bfloat16, or auto for the quicker one here")
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--record", action="store_true")
     asked, command = parser.parse_args(), "python benchmarks/tune_victims.py"
     precision = settled(asked.precision, "cpu")
@@ -61,17 +61,17 @@ def main() -> None:
         members = [
             Member(victim=Victim(network=asked.network, recipe=recipe), dice=Dice(seed))
             for recipe in recipes.values()
-            for seed in range(SEEDS)
+            for seed in range(asked.seeds)
         ]
         started, named = time.monotonic(), list(recipes)
         scores: dict[int, list[float]] = {i: [] for i in range(len(named))}
         with population(train, kept) as fit_many:
             for place, score in fit_many(members, then=on_held_out):
-                some = scores[place // SEEDS]
+                some = scores[place // asked.seeds]
                 some.append(100 - score)
-                if len(some) < SEEDS:
+                if len(some) < asked.seeds:
                     continue
-                name, rate = named[place // SEEDS]
+                name, rate = named[place // asked.seeds]
                 found = line(
                     "victims",
                     {"data": data, "network": asked.network, "recipe": name, "lr": rate}
@@ -81,10 +81,10 @@ def main() -> None:
                     data=f"{data}, training images only",
                     seconds=time.monotonic() - started,
                     command=f"{command} {data} --network {asked.network} --epochs {asked.epochs} --recipes {name} "
-                    f"--precision {precision}",
+                    f"--precision {precision} --seeds {asked.seeds}",
                     note="clean images; seconds since the grid began",
                 )
-                print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std']:.2f} %", flush=True)
+                print(f"{data:14} {name:9} {rate:<7g} {found['mean']:6.2f} +- {found['std'] or 0:.2f} %", flush=True)
                 if asked.record:
                     append(RESULTS / "victims.jsonl", found)
 
