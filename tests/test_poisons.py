@@ -34,7 +34,7 @@ from miscue.workers import LostWorkerError
 
 ATTACKER = Attacker(surrogate="cnn-small", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 SEARCH = {"generations": 3, "candidates": 4, "images": 120, "held_out": 60, "finalists": 2, "processes": 1}
-SEARCH |= {"first_candidates": 3}
+SEARCH |= {"first_candidates": 3, "longer": 2}
 QUICK: dict[str, dict] = {
     "deepconfuse": {"trials": 2, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3},
     "single-pixel": SEARCH,
