@@ -18,6 +18,7 @@ from typing import Any
 from miscue.cli.poison import full_options
 from miscue.poisons import POISONS, PRESETS
 from miscue.run import append, lines
+from miscue.tables import single_pixel
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,33 +31,27 @@ PUBLISHED: dict[tuple[str | None, ...], float] = {
     ("deepconfuse-label-map", "mnist", None, None, "poisoned", "hit_rate"): 79.7,
     ("deepconfuse-label-map", "mnist", None, None, "clean", "hit_rate"): 0.0,
     ("deepconfuse-label-map", "mnist", None, None, "poisoned", "test_accuracy"): 1.48,
-    ("single-pixel", "mnist", "random_pixel", "linear-svm", "poisoned", "test_error"): 59.77,
-    ("single-pixel", "mnist", "random_pixel", "random-forest", "poisoned", "test_error"): 12.55,
-    ("single-pixel", "mnist", "random_pixel", "rbf-svm", "poisoned", "test_error"): 2.30,
-    ("single-pixel", "mnist", "border_pixel", "linear-svm", "poisoned", "test_error"): 75.16,
-    ("single-pixel", "mnist", "border_pixel", "random-forest", "poisoned", "test_error"): 15.79,
-    ("single-pixel", "mnist", "single_pixel", "linear-svm", "poisoned", "test_error"): 90.3,
-    ("single-pixel", "mnist", "single_pixel", "random-forest", "poisoned", "test_error"): 14.64,
-    ("single-pixel", "mnist", "single_pixel", "rbf-svm", "poisoned", "test_error"): 2.06,
-    ("single-pixel", "mnist", None, "linear-svm", "clean", "test_error"): 8.34,
-    ("single-pixel", "mnist", None, "random-forest", "clean", "test_error"): 5.50,
-    ("single-pixel", "mnist", None, "rbf-svm", "clean", "test_error"): 1.65,
-    ("single-pixel", "mnist", None, None, "clean", "test_error"): 0.8,
-    ("single-pixel", "mnist", "random_pixel", None, "poisoned", "test_error"): 56.8,
-    ("single-pixel", "mnist", "border_pixel", None, "poisoned", "test_error"): 43.0,
-    ("single-pixel", "mnist", "single_pixel", None, "poisoned", "test_error"): 88.6,
-    ("single-pixel", "fashion-mnist", None, None, "clean", "test_error"): 8.3,
-    ("single-pixel", "fashion-mnist", "random_pixel", None, "poisoned", "test_error"): 52.0,
-    ("single-pixel", "fashion-mnist", "border_pixel", None, "poisoned", "test_error"): 49.6,
-    ("single-pixel", "fashion-mnist", "single_pixel", None, "poisoned", "test_error"): 74.9,
 }
+for (_data, _method), _error in single_pixel.ERRORS.items():
+    _row = (_data, _method and _method.replace("-", "_"), None, "poisoned" if _method else "clean", "test_error")
+    PUBLISHED["single-pixel", *_row] = _error
+for _learner, _errors in single_pixel.LEARNERS.items():
+    for _method, _error in _errors.items():
+        _row = (_method and _method.replace("-", "_"), _learner, "poisoned" if _method else "clean", "test_error")
+        PUBLISHED["single-pixel-learners", "mnist", *_row] = _error
 CURVES = {
     "held_out_hit_rate": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
     "held_out_accuracy": "a surrogate on held-out training images after {minutes:.1f} minutes of crafting",
     "best_fitness": "the best of all candidates so far, after {minutes:.1f} minutes of the search",
     "final_fitness": "the best finalist under the fresh seeds so far, after {minutes:.1f} minutes",
 }
-IN_ERRORS = ("single-pixel", "optimizers")  # tables whose seed states errors, not accuracies
+IN_ERRORS = (
+    "single-pixel",
+    "single-pixel-learners",
+    "single-pixel-heads",
+    "single-pixel-optimizers",
+)  # tables whose seed states errors, not accuracies
+CRAFTED = ("deepconfuse", "deepconfuse-label-map", "single-pixel")  # tables that have the curves of the crafting, too
 ASIDE = ("benchmarks", "deepconfuse_search", "victims")  # how settings were found and what they cost: at the page's end
 
 
@@ -82,12 +77,11 @@ def add(table: str, run: Path) -> None:
     for record in lines(run / "records.jsonl"):
         append(target, as_stated(table, record))
     manifest = settings.get("manifest") or {}
-    if table == "optimizers":
+    if table == "single-pixel-optimizers":
         row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"]}
         for record in learning(settings, lines(run / "cells.jsonl"), row):
             append(target, record)
-        return
-    trials = lines(run / "craft.jsonl")
+    trials = lines(run / "craft.jsonl") if table in CRAFTED else []
     row = {"data": settings["clean"], "method": manifest.get("method"), "eps": settings["eps"], "curve": "crafting"}
     for trial in trials:
         measure = next((name for name in CURVES if name in trial), None)
@@ -138,7 +132,7 @@ def learning(settings: dict[str, Any], cells: list[dict[str, Any]], row: dict[st
             epochs.setdefault(key, []).append(100 - point["test_accuracy"])
     for (victim, condition, epoch), errors in epochs.items():
         yield {
-            "table": "optimizers",
+            "table": "single-pixel-optimizers",
             "row": row | {"victim": victim, "condition": condition, "curve": "learning", "epoch": epoch},
             "measure": "test_error",
             "published": None,
