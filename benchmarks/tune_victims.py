@@ -1,7 +1,7 @@
 """Learning rates of the optimisers' recipes, chosen by clean accuracy on held-out training images alone.
 
     MISCUE_DATA=../shared/data python benchmarks/tune_victims.py [--recipes A,B] [--precision auto] \\
-        [--network NAME] [--epochs N] [--seeds N] [--record] [DATA ...]
+        [--network NAME] [--epochs N] [--seeds N] [--rates A,B] [--record] [DATA ...]
 
 Every optimiser trains the same network for the same epochs from the same seeds at each rate of its grid. No poisoned
 image and no test image has a part in it. The best rates are the ones to put into `miscue.victims.RECIPES`.
@@ -26,11 +26,11 @@ from miscue.train import Recipe, settled
 from miscue.victims import RECIPES, Victim
 
 GRIDS: dict[str, tuple[float, ...]] = {
-    "sgd": (0.03, 0.1, 0.3),
-    "momentum": (0.01, 0.03, 0.1),
+    "sgd": (0.03, 0.1, 0.3, 1.0),
+    "momentum": (0.01, 0.03, 0.1, 0.3),
     "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-    "rmsprop": (3e-4, 1e-3, 3e-3),
-    "adabound": (3e-4, 1e-3, 3e-3),
+    "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2),
+    "adabound": (3e-4, 1e-3, 3e-3, 1e-2),
 }
 
 
@@ -48,15 +48,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RECIPES["adam"].epochs)
     parser.add_argument("--precision", default="float32", help="float32, bfloat16, or auto for the quicker one here")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rates", default="", help="only these of the grids, with commas between")
     parser.add_argument("--record", action="store_true")
     asked, command = parser.parse_args(), "python benchmarks/tune_victims.py"
     precision = settled(asked.precision, "cpu")
+    rates = [float(rate) for rate in asked.rates.split(",") if rate]
     for data in asked.data:
         train, kept = hold_out(read(data).train, 0.1, Dice(0).named("tune"))
         recipes: dict[tuple[str, float], Recipe] = {
             (name, rate): replace(RECIPES[name], lr=rate, epochs=asked.epochs, precision=precision)
             for name in asked.recipes.split(",")
             for rate in GRIDS[name]
+            if not rates or rate in rates
         }
         members = [
             Member(victim=Victim(network=asked.network, recipe=recipe), dice=Dice(seed))
