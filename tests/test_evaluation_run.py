@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -99,6 +100,10 @@ def test_summary_is_mean_and_sample_deviation() -> None:
     assert rows[0]["mean"] == 93
     assert rows[0]["std"] == pytest.approx(3.6055512)
     assert (rows[0]["n"], rows[0]["seconds"]) == (3, 6)
+    looks = [math.nan, 10.0, 30.0]  # one that has learned nothing looks nowhere
+    rows = list(summary([base | {"seed": s, "near_pixel": look} for s, look in enumerate(looks)]))
+    assert [(row["measure"], row["mean"], row["n"]) for row in rows] == [("near_pixel", 20.0, 2)]
+    assert list(summary([base | {"seed": 0, "near_pixel": math.nan}])) == []
 
 
 def evaluating(folder: Path, pair: tuple[Arena, Arena], *, jobs: int = 1, **changes: object) -> Iterator[object]:

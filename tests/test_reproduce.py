@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -130,6 +131,18 @@ def test_records_have_means_and_say_what_is_missing(tmp_path: Path) -> None:
     assert found[4, "twice"]["n"] == 3
     assert found[4, "twice"]["note"] is None
     assert found[6, "twice"]["note"] == "1 cells are missing"
+
+
+def undefined(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """A cell whose measures are numbers for some seeds, or for none."""
+    return {"share": math.nan if seed else 3.0, "never": math.nan}
+
+
+def test_what_is_no_number_does_not_count(tmp_path: Path) -> None:
+    list(run(some(1, measure=undefined), tmp_path))
+    assert [(r["measure"], r["mean"], r["n"]) for r in summed(some(1, measure=undefined), tmp_path, FACTS)] == [
+        ("share", 3.0, 1)
+    ]
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -189,7 +190,8 @@ def attention(model: nn.Module, arena: Arena) -> dict[str, Any]:
         return {"near_pixel": None}
     maps = class_maps(model, arena.pixel_test, gradcam)
     tones = (99 * maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).round().int()
-    return {"near_pixel": share_near(maps, arena.pixels.places), "maps": tones.tolist()}
+    near = share_near(maps, arena.pixels.places)
+    return {"near_pixel": near if math.isfinite(near) else None, "maps": tones.tolist()}
 
 
 def noise_accuracy(model: nn.Module, noise: Noise | None, labels: Tensor, *, chunk: int = 200) -> float | None:
@@ -201,13 +203,16 @@ def noise_accuracy(model: nn.Module, noise: Noise | None, labels: Tensor, *, chu
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Mean, standard deviation (n - 1) and n of each measure over the seeds of each condition and victim."""
+    """Mean, standard deviation (n - 1) and n of each measure over the seeds of each condition and victim.
+
+    A seed without a number does not count: where a network looks, say, if it has learned nothing.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in cells:
         groups.setdefault((one["victim"], one["condition"]), []).append(one)
     for (victim, condition), members in groups.items():
         for name in MEASURES:
-            values = [one[name] for one in members if one.get(name) is not None]
+            values = [one[name] for one in members if one.get(name) is not None and math.isfinite(one[name])]
             if values:
                 yield {
                     "row": {"victim": victim, "condition": condition},

@@ -7,6 +7,7 @@ is recorded with its reason, does not stop the rest, and is tried again the next
 from __future__ import annotations
 
 import json
+import math
 import socket
 import statistics
 import time
@@ -173,6 +174,9 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
         done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
         for measure in dict.fromkeys(name for line in done for name in line["measures"]):
             values = [line["measures"][measure] for line in done if measure in line["measures"]]
+            values = [value for value in values if math.isfinite(value)]
+            if not values:
+                continue
             row = members[0].row
             published = None if members[0].spec.scale == "smoke" else row.published.get(measure)
             found.append(

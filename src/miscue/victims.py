@@ -95,11 +95,12 @@ DEFAULT = Recipe(lr=0.05, momentum=0.9, epochs=4, batch_size=128, schedule="cosi
 OTHERWISE = replace(DEFAULT, momentum=0.0)
 DEEP = replace(DEFAULT, weight_decay=5e-4, epochs=30, batch_size=64, shift=4, precision="auto")  # of the zoo
 
-# Rates of least held-out error on clean MNIST, Fashion-MNIST and CIFAR-10, their mean: benchmarks/tune_victims.py.
+# Rates of least held-out error on clean MNIST, Fashion-MNIST and CIFAR-10, their mean: benchmarks/tune_victims.py. With
+# momentum 0.1 is a little better where it learns, but now and then it does not.
 RECIPES: dict[str, Recipe] = {
     "default": DEFAULT,
     "sgd": replace(OTHERWISE, optimizer="sgd", lr=0.3),
-    "momentum": replace(OTHERWISE, optimizer="sgd", lr=0.1, momentum=0.9),
+    "momentum": replace(OTHERWISE, optimizer="sgd", lr=0.03, momentum=0.9),
     "adam": replace(OTHERWISE, optimizer="adam", lr=3e-3),
     "rmsprop": replace(OTHERWISE, optimizer="rmsprop", lr=3e-3),
     "adabound": replace(OTHERWISE, optimizer="adabound", lr=3e-3),
