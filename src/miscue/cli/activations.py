@@ -27,7 +27,7 @@ from miscue.data import Data
 from miscue.errors import InputError
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.measures.activations import layers, maxima, overdriven, weight_norms
-from miscue.measures.outside import confidence, histogram, surprise
+from miscue.measures.outside import surprise
 from miscue.models.networks import placed
 from miscue.readers import read
 from miscue.report import activations_page
@@ -69,8 +69,8 @@ def activations(
         else:
             usual, looked = some, foreign(other, some, images)
         net = placed(source.model, where)
-        pictures = {"usual": usual.images, "looked at": looked.images}
-        sets = {name: layers(net, images) for name, images in pictures.items()}
+        sets = {"usual": layers(net, usual.images), "looked at": layers(net, looked.images)}
+        sure, shares = surprise(net, usual.images, looked.images)
         found = overdriven(maxima(net, usual.images), maxima(net, looked.images))
         neurons = loudest(found)
         settings: dict[str, Any] = {
@@ -84,29 +84,23 @@ def activations(
             "layers": {name: [asdict(layer) for layer in many] for name, many in sets.items()},
             "weights": weight_norms(net),
             "history": source.history,
-            "confidence": {
-                "measures": surprise(net, usual.images, looked.images),
-                "shares": {name: histogram(confidence(net, images)) for name, images in pictures.items()},
-            },
+            "confidence": {"measures": sure, "shares": dict(zip(sets, shares, strict=True))},
             "neurons": neurons,
         } | provenance(command_line(), where)
         shown = sorted({i for neuron in neurons for i in neuron["images"]})
         most = {f"largest {kind} {layer.name}": layer.largest for kind, many in sets.items() for layer in many}
-        most |= settings["confidence"]["measures"]
         line = {"data": data, "other": other, "network": source.name}
         kept = {"index": torch.tensor(shown).numpy(), "images": looked.images[shown].numpy()}
         with atomic_folder(out, overwrite=overwrite) as folder:
             write_arrays(folder / "images.npz", kept)
-            written(folder / "records.jsonl", [(line, most)], settings, len(looked))
+            written(folder / "records.jsonl", [(line, most | sure)], settings, len(looked))
             write_json(folder / "run.json", settings)
             activations_page.write(folder)
         far = 100 * sum(float((values > 1).any(1).double().mean()) for values in found.values()) / len(found)
         console.say(f"{out}: on the mean layer {far:.1f} % of the images drive some channel beyond its usual 99.9 %")
         console.say(f"{out / 'report.html'}: the page")
         if json_:
-            console.emit(
-                {"out": str(out), "overdriven": far, "layers": len(found), **settings["confidence"]["measures"]}
-            )
+            console.emit({"out": str(out), "overdriven": far, "layers": len(found), **sure})
 
 
 def foreign(other: str, like: Data, most: int) -> Data:

@@ -154,9 +154,9 @@ def attack_data(
     attacked, curve = parts(given, out / "parts", f"attacking: {name}")
     rows = [(options, measures(attacked))]
     for option, values in (swept or {}).items():
-        for value in values:
+        for number, value in enumerate(values):
             own = given | {option: value}
-            found, _ = parts(own, out / "parts" / f"{option} {value:g}", f"attacking: {name}, {option} {value:g}")
+            found, _ = parts(own, out / "parts" / f"sweep {number}", f"attacking: {name}, {option} {value:g}")
             rows.append((options | own, measures(found)))
             console.say(f"{option} {value:g}: {words(rows[-1][1], len(found))}")
     save(out, attacked, curve, settings, rows)

@@ -82,7 +82,7 @@ def train(
         int,
         typer.Option(
             help="Keep how large the activations of so many training images and all weights are after each epoch, "
-            "for the page of miscue activations.",
+            "for the page of miscue activations; 0: of none.",
             min=0,
         ),
     ] = 0,

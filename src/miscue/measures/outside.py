@@ -10,7 +10,7 @@ from miscue.errors import InputError
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
 
-SCALES = (1.0, 0.25, 0.5, 2.0, 4.0)  # of brightness
+SCALES = (0.25, 0.5, 2.0, 4.0)  # of brightness, beside 1
 
 
 def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: int = 256) -> Tensor:
@@ -56,16 +56,19 @@ def histogram(scores: Tensor, *, bins: int = 20) -> list[float]:
     return (100 * torch.histc(scores.float(), bins, 0, 1) / max(len(scores), 1)).tolist()
 
 
-def surprise(model: nn.Module, known: Tensor, other: Tensor) -> dict[str, float]:
-    """What a model makes of uint8 images of its classes and of others, in numbers.
+def surprise(model: nn.Module, known: Tensor, other: Tensor) -> tuple[dict[str, float], list[list[float]]]:
+    """What a model makes of uint8 images of its classes and of others.
 
     Returns:
-        "auc" and "fpr_at_95" of its confidence, as `told_apart` gives them; "confidence_inside" and
+        numbers: "auc" and "fpr_at_95" of its confidence, as `told_apart` gives them; "confidence_inside" and
         "confidence_outside", the means, and the same for brighter and darker images, ", times 2" and so on.
+        the histograms of its confidence, of known images and of others.
     """
-    found = told_apart(confidence(model, known), confidence(model, other))
+    sets = {"inside": known, "outside": other}
+    sure = {name: confidence(model, images) for name, images in sets.items()}
+    found = told_apart(*sure.values()) | {f"confidence_{name}": 100 * float(some.mean()) for name, some in sure.items()}
     for scale in SCALES:
-        times = "" if scale == 1 else f", times {scale:g}"
-        for name, images in (("inside", known), ("outside", other)):
-            found[f"confidence_{name}{times}"] = 100 * float(confidence(model, images, scale=scale).mean())
-    return found
+        for name, images in sets.items():
+            scaled = confidence(model, images, scale=scale)
+            found[f"confidence_{name}, times {scale:g}"] = 100 * float(scaled.mean())
+    return found, [histogram(some) for some in sure.values()]

@@ -68,8 +68,8 @@ def sure(confidence: dict[str, Any]) -> dict[str, Any]:
     measures = confidence["measures"]
     lines = []
     for name, key in (("usual", "confidence_inside"), ("looked at", "confidence_outside")):
-        scaled = {scale: measures[f"{key}{'' if scale == 1 else f', times {scale:g}'}"] for scale in SCALES}
-        lines.append(drawings.Line(name=name, points={scale: [value] for scale, value in scaled.items()}))
+        points = {1.0: [measures[key]]} | {scale: [measures[f"{key}, times {scale:g}"]] for scale in SCALES}
+        lines.append(drawings.Line(name=name, points=points))
     return {
         "said": f"By its confidence alone an image of the usual kind is told from one looked at in "
         f"{number(measures['auc'])} % of the pairs; where 95 % of the usual pass, {number(measures['fpr_at_95'])} % of "

@@ -28,7 +28,7 @@ from miscue.evasions.attempt import scored
 from miscue.evasions.patch import pasted
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import maxima
-from miscue.measures.outside import confidence, histogram, surprise
+from miscue.measures.outside import surprise
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
 from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, foreign, kept
@@ -281,12 +281,12 @@ def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     strange = foreign(row["shown"], here.test, row["images"])
     usual, other = (maxima(here.model, some) for some in (images, strange))
     last = list(usual)[-1]
-    found = surprise(here.model, images, strange) | {
+    found, shares = surprise(here.model, images, strange)
+    found |= {
         "activation_inside": float(usual[last].amax(1).mean()),
         "activation_outside": float(other[last].amax(1).mean()),
     }
-    sets = {"of its classes": images, "of none": strange}
-    return found | {"confidences": {name: histogram(confidence(here.model, some)) for name, some in sets.items()}}
+    return found | {"confidences": dict(zip(("of its classes", "of none"), shares, strict=True))}
 
 
 def base(scale: str, images: int) -> dict[str, Any]:
