@@ -9,21 +9,35 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from miscue.run import append, commit, device_name
 
 RESULTS = Path(__file__).parent.parent / "results"
+
+
+def here() -> str:
+    """CUDA where it is present."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def done(case: Callable[[], object]) -> None:
+    """Run a case to its end, on a GPU too."""
+    case()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def interleaved(cases: dict[str, Callable[[], object]], *, rounds: int, warm: int = 3) -> dict[str, list[float]]:
     """Seconds of each case in each round; cases take turns, so that a busy machine slows all of them alike."""
     for _ in range(warm):
         for case in cases.values():
-            case()
+            done(case)
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
             started = time.perf_counter()
-            case()
+            done(case)
             times[name].append(time.perf_counter() - started)
     return times
 
@@ -45,8 +59,9 @@ def line(
     seconds: float,
     command: str,
     note: str,
+    device: str = "cpu",
 ) -> dict:
-    """A record of the mean and spread of `values`, measured on this machine's processor."""
+    """A record of the mean and spread of `values`, measured on a device of this machine."""
     return {
         "table": table,
         "row": row,
@@ -58,7 +73,7 @@ def line(
         "scale": "laptop",
         "data": data,
         "seconds": round(seconds, 1),
-        "device": device_name("cpu"),
+        "device": device_name(device),
         "commit": commit(),
         "command": command,
         "note": note,
@@ -66,7 +81,15 @@ def line(
 
 
 def record(
-    row: dict[str, object], measure: str, mean: float, spread: float, n: int, *, note: str, data: str = "mnist"
+    row: dict[str, object],
+    measure: str,
+    mean: float,
+    spread: float,
+    n: int,
+    *,
+    note: str,
+    data: str = "mnist",
+    device: str = "cpu",
 ) -> None:
     """Print a row, and add it to results/benchmarks.jsonl where --record is given."""
     print(f"{row} {measure} {mean:.3f} +- {spread:.3f} ({n} rounds)  {note}")
@@ -74,7 +97,7 @@ def record(
         line = {"table": "benchmarks", "row": row, "measure": measure, "published": None, "mean": round(mean, 4)}
         line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": data, "seconds": None}
         line |= {
-            "device": device_name("cpu"),
+            "device": device_name(device),
             "commit": commit(),
             "command": f"python {' '.join(sys.argv)}",
             "note": note,

@@ -2,6 +2,8 @@
 
     python benchmarks/evasions.py [--record] [--images 32] [--rounds 7] [--only pgd|one-pixel]
 
+On a GPU where there is one.
+
 pgd: ten L-infinity steps on images of 32 x 32, without a random start. The bare loop is ten forward and backward passes
 for the image alone, with the parameters frozen, and a signed step. Ratios are times over that of the bare loop.
 one-pixel: the same number of queries with no early stop, ours against torchattacks'. A peer that is not installed is
@@ -20,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import interleaved, ratio, record
+from common import here, interleaved, ratio, record
 from miscue.dice import Dice
 from miscue.evasions import one_pixel, pgd
 from miscue.memory import keep_freed_memory
 from miscue.models.modes import frozen
+from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
@@ -55,7 +58,7 @@ def pgd_cases(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], 
     try:
         import foolbox
 
-        theirs = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        theirs = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=ALPHA, random_start=False)
         cases["foolbox"] = lambda: attack(theirs, x, y, epsilons=EPS)
     except ImportError:
@@ -66,12 +69,17 @@ def pgd_cases(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], 
 
         shape, classes = tuple(x.shape[1:]), 10
         art_model = PyTorchClassifier(
-            model, nn.CrossEntropyLoss(), input_shape=shape, nb_classes=classes, clip_values=(0.0, 1.0)
+            model,
+            nn.CrossEntropyLoss(),
+            input_shape=shape,
+            nb_classes=classes,
+            clip_values=(0.0, 1.0),
+            device_type="gpu" if x.is_cuda else "cpu",
         )
         art_attack = ProjectedGradientDescentPyTorch(
             art_model, eps=EPS, eps_step=ALPHA, max_iter=STEPS, batch_size=len(x), verbose=False
         )
-        images, hot = x.contiguous().numpy(), np.eye(classes, dtype=np.float32)[y.numpy()]
+        images, hot = x.cpu().contiguous().numpy(), np.eye(classes, dtype=np.float32)[y.cpu().numpy()]
         cases["art"] = lambda: art_attack.generate(images, hot)
     except ImportError:
         print("art is not installed", file=sys.stderr)
@@ -94,7 +102,7 @@ def installed_torchattacks() -> types.ModuleType | None:
 
 def one_pixel_cases(model: nn.Module, x: Tensor, y: Tensor, population: int) -> dict[str, Callable[[], object]]:
     """The same number of queries, none of which may end an image's evolution early."""
-    stubborn, zeros, generations = Stubborn(model), torch.zeros_like(y), 4
+    stubborn, zeros, generations = Stubborn(model).to(x.device), torch.zeros_like(y), 4
     cases: dict[str, Callable[[], object]] = {
         "miscue": lambda: one_pixel(stubborn, x, zeros, population=population, generations=generations, dice=Dice(0)),
     }
@@ -108,14 +116,17 @@ def one_pixel_cases(model: nn.Module, x: Tensor, y: Tensor, population: int) -> 
 class Stubborn(nn.Module):
     """A model that takes every image for class 0, so that no attack ends early."""
 
+    first: Tensor
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.register_buffer("first", torch.eye(10)[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores a thousandth as large."""
         scores: Tensor = self.model(x) * 1e-3
-        return scores + torch.eye(10)[0]
+        return scores + self.first
 
 
 def main() -> None:
@@ -129,10 +140,11 @@ def main() -> None:
     asked = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(asked.threads)
+    device = here()
     model = build(Plan(name="conv5", shape=(3, 32, 32), options={"classes": 10}), Dice(0))
-    model = model.to(memory_format=torch.channels_last).eval()
+    model = placed(model, device).eval()
     x = torch.rand(asked.images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.to(device).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         y = model(x).argmax(1)
     kinds = {"pgd": lambda: (pgd_cases(model, x, y), "bare loop")}
@@ -146,7 +158,8 @@ def main() -> None:
             middle, spread = ratio(times, name, base)
             row = {"benchmark": kind, "who": name, "over": base, "network": "conv5", "images": asked.images}
             note = f"{base} took {1e3 * min(times[base]):.0f} ms at best"
-            record(row | {"threads": asked.threads}, "ratio", middle, spread, asked.rounds, note=note)
+            row |= {"threads": asked.threads}
+            record(row, "ratio", middle, spread, asked.rounds, note=note, device=device)
 
 
 if __name__ == "__main__":

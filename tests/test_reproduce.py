@@ -22,12 +22,12 @@ from miscue.errors import InputError
 from miscue.report import tables_page
 from miscue.report.kinds import KINDS, gathered
 from miscue.reproduce import Cell, cells, joined, run, summed
-from miscue.run import torn
+from miscue.run import lines, rewrite, torn
 from miscue.spec import Spec
 from miscue.tables import FIGURES, TABLES, Row, Workshop
 from miscue.tables.defences import verdict
 
-FACTS = {"device": "cpu", "commit": None, "command": "test"}
+COMMAND = "miscue reproduce"
 
 
 def counted(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
@@ -94,9 +94,9 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_records_of_earlier_runs_stay(tmp_path: Path) -> None:
     list(run(some(1, 2, 3), tmp_path))
-    first, then = summed(some(1, 2), tmp_path, FACTS), summed(some(2, 3), tmp_path, FACTS | {"commit": "later"})
+    first, then = summed(some(1, 2), tmp_path, COMMAND), summed(some(2, 3), tmp_path, "later")
     found = joined(first, then)
-    assert [(r["row"]["value"], r["commit"] == "later") for r in found if r["measure"] == "half"] == [
+    assert [(r["row"]["value"], r["command"] == "later") for r in found if r["measure"] == "half"] == [
         (1, False),
         (2, True),
         (3, True),
@@ -124,13 +124,25 @@ def test_a_failure_says_why_and_stops_nothing(tmp_path: Path) -> None:
 def test_records_have_means_and_say_what_is_missing(tmp_path: Path) -> None:
     todo = some(4, 13, 6, seeds=3)
     list(run(todo[:-1], tmp_path))
-    found = {(r["row"]["value"], r["measure"]): r for r in summed(todo, tmp_path, FACTS)}
+    found = {(r["row"]["value"], r["measure"]): r for r in summed(todo, tmp_path, COMMAND)}
     assert set(found) == {(4, "twice"), (4, "half"), (6, "twice"), (6, "half")}
     assert found[4, "twice"]["mean"] == 9
     assert found[4, "twice"]["std"] == pytest.approx(1)
     assert found[4, "twice"]["n"] == 3
     assert found[4, "twice"]["note"] is None
     assert found[6, "twice"]["note"] == "1 cells are missing"
+
+
+def test_records_say_where_their_cells_were_measured(tmp_path: Path) -> None:
+    """A run that goes on elsewhere has cells of both places."""
+    list(run(some(1, 2), tmp_path))
+    one, *others = lines(tmp_path / "cells.jsonl")
+    assert one["device"] == others[-1]["device"] != ""
+    rewrite(tmp_path / "cells.jsonl", [one | {"device": "elsewhere", "commit": "later"}, *others])
+    first, _, second, _ = summed(some(1, 2), tmp_path, COMMAND)
+    assert first["device"] == f"elsewhere, {one['device']}"
+    assert first["commit"].startswith("later")
+    assert second["device"] == one["device"]
 
 
 def undefined(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
@@ -140,14 +152,14 @@ def undefined(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, f
 
 def test_what_is_no_number_does_not_count(tmp_path: Path) -> None:
     list(run(some(1, measure=undefined), tmp_path))
-    assert [(r["measure"], r["mean"], r["n"]) for r in summed(some(1, measure=undefined), tmp_path, FACTS)] == [
+    assert [(r["measure"], r["mean"], r["n"]) for r in summed(some(1, measure=undefined), tmp_path, COMMAND)] == [
         ("share", 3.0, 1)
     ]
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
     list(run(some(1, 2, 3, 4, measure=deadly), tmp_path, jobs=2))
-    assert {r["mean"] for r in summed(some(1, 2, 3, 4, measure=deadly), tmp_path, FACTS)} == {1, 2, 3, 4}
+    assert {r["mean"] for r in summed(some(1, 2, 3, 4, measure=deadly), tmp_path, COMMAND)} == {1, 2, 3, 4}
 
 
 def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +170,7 @@ def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(run(todo, tmp_path / "ray", cluster="local"))
     (tmp_path / "ray").rename(tmp_path / "kept")
     list(run(todo, tmp_path / "local", jobs=2))
-    one, other = (summed(todo, tmp_path / name, FACTS) for name in ("kept", "local"))
+    one, other = (summed(todo, tmp_path / name, COMMAND) for name in ("kept", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
 
 
@@ -193,13 +205,13 @@ def test_a_workshop_makes_things_once(tmp_path: Path) -> None:
 def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path) -> None:
     todo = cells([table], scale="smoke")
     list(run(todo, tmp_path))
-    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
-    assert [line.get("error") for line in lines] == [None] * len(todo)
-    for cell, line in zip(todo, lines, strict=True):
+    done = lines(tmp_path / "cells.jsonl")
+    assert [line.get("error") for line in done] == [None] * len(todo)
+    for cell, line in zip(todo, done, strict=True):
         assert set(cell.row.published) <= set(line["measures"])
         assert all(isinstance(value, float) for value in line["measures"].values())
         assert len(json.dumps(line)) < 20_000
-    rows = gathered(summed(todo, tmp_path, FACTS), lines)[table]
+    rows = gathered(summed(todo, tmp_path, COMMAND), done)[table]
     assert [len(row.cells) for row in rows] == [1] * len(todo)
     for figure in FIGURES.get(table, ()):
         made = KINDS[figure.kind](figure, rows)
@@ -220,6 +232,9 @@ def test_rows_are_chosen_by_words() -> None:
     chosen = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,single-pixel")
     assert [cell.spec.row["victim"] for cell in chosen] == ["linear-svm"]
     assert dict(chosen[0].row.published) == {"test_error": 90.3}
+    others = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,-single-pixel,-None")
+    assert {cell.spec.row["victim"] for cell in others} == {"linear-svm"}
+    assert {cell.spec.row["poison"] for cell in others} == {"random-pixel", "border-pixel", "one-pixel-shortcut"}
     with pytest.raises(InputError, match="no row has all of nothing"):
         cells([], scale="smoke", only="nothing")
     with pytest.raises(InputError, match="did you mean single-pixel"):
@@ -255,7 +270,7 @@ def test_the_smallest_scale_stands_beside_no_published_figure(tmp_path: Path) ->
     ]
     list(run(todo, tmp_path))
     for cell, wanted in zip(todo, (None, 2.5), strict=True):
-        records = {record["measure"]: record["published"] for record in summed([cell], tmp_path, FACTS)}
+        records = {record["measure"]: record["published"] for record in summed([cell], tmp_path, COMMAND)}
         assert records == {"twice": wanted, "half": None}
 
 
@@ -270,14 +285,14 @@ def test_what_figures_are_drawn_from_stays_in_the_cells(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert [line["figures"] for line in lines] == [{"curve": [[1, 2.5], [2, seed]]} for seed in (0, 1)]
     assert [line["measures"] for line in lines] == [{"value": 7.0}] * 2
-    assert [(r["measure"], r["mean"], r["n"]) for r in summed(todo, tmp_path, FACTS)] == [("value", 7, 2)]
+    assert [(r["measure"], r["mean"], r["n"]) for r in summed(todo, tmp_path, COMMAND)] == [("value", 7, 2)]
 
 
 def test_a_row_says_what_to_know_beside_its_published_figure(tmp_path: Path) -> None:
     row = Row(settings={}, measure=counted, published={"twice": 2.5}, note="read off a plot")
     todo = [Cell(spec=Spec(table="t", row={"value": 1}, scale="laptop", seed=seed), row=row) for seed in (0, 1)]
     list(run(todo[:1], tmp_path))
-    notes = {record["measure"]: record["note"] for record in summed(todo, tmp_path, FACTS)}
+    notes = {record["measure"]: record["note"] for record in summed(todo, tmp_path, COMMAND)}
     assert notes == {"twice": "read off a plot; 1 cells are missing", "half": "1 cells are missing"}
 
 

@@ -75,7 +75,7 @@ def assault(
     Returns:
         what came of it, and the attack's loss curve.
     """
-    device = device_of(model)
+    data, device = data.to("cpu"), device_of(model)
     labels = data.labels.to(device)
     target = None if targets is None else torch.tensor(targets, device=device)[labels]
     x = floats(data.images.to(device), channels_last=True)

@@ -141,11 +141,11 @@ def cell(contest: Contest) -> Iterator[Progress]:
     train = arena.train.near(contest.device)
     model = victim.untrained(train, dice, device=contest.device)
     labels = arena.test.labels.cpu()
-    some = arena.train.spread(GLANCED_AT)
+    some = train.spread(GLANCED_AT)
     curve: list[dict[str, Any]] = []
     for epoch in victim.learning(model, train, dice):
         predicted = predictions(model, arena.test.images)
-        seen = arena.train if epoch.number == epochs else some
+        seen = train if epoch.number == epochs else some
         now = {"train_accuracy": accuracy(model, seen), "test_accuracy": percent(predicted == labels)}
         curve.append({"epoch": epoch.number, "loss": epoch.loss, **now})
         yield Progress(done=epoch.number, total=epochs)
@@ -190,7 +190,7 @@ def attention(model: nn.Module, arena: Arena) -> dict[str, Any]:
         return {"near_pixel": None}
     maps = class_maps(model, arena.pixel_test, gradcam)
     tones = (99 * maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)).round().int()
-    near = share_near(maps, arena.pixels.places)
+    near = share_near(maps, arena.pixels.places.cpu())
     return {"near_pixel": near if math.isfinite(near) else None, "maps": tones.tolist()}
 
 

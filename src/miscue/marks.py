@@ -101,9 +101,9 @@ class Pixels:
     def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
         """The images with each class's pixel written into them."""
         rows, columns = self.places[labels].t()
-        marked = (rows >= 0).nonzero()[:, 0]
-        x = x.clone()
-        x[marked, :, rows[marked], columns[marked]] = self.values[labels[marked]].to(x) / 255
+        x, every, there = x.clone(), torch.arange(len(x), device=x.device), rows.clamp(min=0)
+        values = self.values[labels].to(x) / 255
+        x[every, :, there, columns] = torch.where((rows >= 0)[:, None], values, x[every, :, there, columns])
         return x
 
     def on(self, batch: Batch) -> Batch:

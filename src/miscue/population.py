@@ -24,6 +24,7 @@ from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.losses import plain
 from miscue.marks import Pixels
+from miscue.models.heads import Nystrom
 from miscue.train import augmented, scheduled
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError, Workers, cores
@@ -90,7 +91,9 @@ def separate_fits(workers: Workers, members: Sequence[Member], *, then: Then = k
 
 
 def _fit(then: Then, sets: tuple[Data, ...], member: Member) -> Any:
-    model = member.victim(sets[0], member.dice, shown=member.mark.on if member.mark else None)
+    device = sets[0].images.device
+    shown = member.mark.to(device).on if member.mark else None
+    model = member.victim(sets[0], member.dice, device=str(device), shown=shown)
     return then(model, member, *sets)
 
 
@@ -100,7 +103,7 @@ def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: The
     numbered = list(enumerate(members))
     for victim, group in groupby(numbered, key=lambda pair: pair[1].victim):
         places, these = zip(*group, strict=True)
-        if victim.loss is not plain:  # a loss of the user's own knows nothing of stacks
+        if not stackable(victim, data):
             yield from ((place, _fit(then, sets, member)) for place, member in zip(places, these, strict=True))
             continue
         models = [victim.untrained(data, member.dice, device=str(data.images.device)) for member in these]
@@ -110,6 +113,13 @@ def stacked_fits(sets: tuple[Data, ...], members: Sequence[Member], *, then: The
             pass
         for place, member, model in zip(places, these, stack.separate(), strict=True):
             yield place, then(model, member, *sets)
+
+
+def stackable(victim: Victim, data: Data) -> bool:
+    """Whether a stack can be trained by it: no loss of the user's own, and no head that counts its images."""
+    return victim.loss is plain and not any(
+        isinstance(module, Nystrom) for module in victim.untrained(data, Dice()).modules()
+    )
 
 
 def side_by_side(data: Data, members: Sequence[Member]) -> Iterator[Batch]:
@@ -144,6 +154,9 @@ class Stacked(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(self.names[name], tensor)
         self.one = [deepcopy(self.models[0]).to("meta")]  # in a list: its own parameters are none of ours
+        for module in self.one[0].modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.register_forward_pre_hook(widened)
 
     def train(self, mode: bool = True) -> Stacked:
         """Training mode for all members."""
@@ -165,3 +178,8 @@ class Stacked(nn.Module):
         for i, model in enumerate(self.models):
             model.load_state_dict({name: getattr(self, own)[i] for name, own in self.names.items()})
             yield model.eval()
+
+
+def widened(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images of bfloat16 as float32: BatchNorm of a stack cannot mix them with its running statistics."""
+    return tuple(x.float() if x.dtype == torch.bfloat16 else x for x in inputs)

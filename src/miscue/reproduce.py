@@ -6,6 +6,7 @@ is recorded with its reason, does not stop the rest, and is tried again the next
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 from miscue.errors import InputError, lookup
 from miscue.files import locked
-from miscue.run import Tick, append, lines, rewrite
+from miscue.run import Tick, append, commit, device_name, lines, rewrite
 from miscue.spec import Spec
 from miscue.tables import SCALES, TABLES, Row, Workshop
 from miscue.tables.poisoned import device
@@ -40,7 +41,7 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
         tables: names; all of TABLES if none.
         scale: "smoke", "laptop" or "paper".
         seeds: for each row; as many as the seed's table has if None, one at the scale "smoke".
-        only: keep rows in whose settings all of these words, with commas between, occur.
+        only: keep rows in whose settings all of these words, with commas between, occur, and none of those after a -.
 
     Raises:
         InputError: an unknown table or scale, or nothing left.
@@ -51,7 +52,7 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     for name in tables or TABLES:
         for row in lookup(TABLES, name, "table").rows(scale):
             values = {str(value) for value in row.settings.values()}
-            if not all(word in values for word in words):
+            if not all((word.removeprefix("-") in values) != word.startswith("-") for word in words):
                 continue
             count = seeds or (1 if scale == "smoke" else row.seeds)
             found += [
@@ -63,7 +64,10 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
 
 
 def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
-    """The line of a cell: its spec, its measures and what its figures are drawn from, or why there are none."""
+    """The line of a cell: its spec, its measures and what its figures are drawn from, or why there are none.
+
+    It says on what it was measured and by which sources, as a run may go on elsewhere.
+    """
     started = time.monotonic()
     line: dict[str, Any] = {"cell": cell.spec.name, "spec": asdict(cell.spec)}
     try:
@@ -73,7 +77,13 @@ def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
             line["figures"] = drawn
     except Exception as error:  # whatever it is, the rest goes on
         line["error"] = f"{type(error).__name__}: {error}"
-    return line | {"seconds": round(time.monotonic() - started, 2)}
+    return line | {"seconds": round(time.monotonic() - started, 2)} | whereabouts()
+
+
+@functools.cache
+def whereabouts() -> dict[str, Any]:
+    """The device and the commit of this process's cells."""
+    return {"device": device_name(device()), "commit": commit()}
 
 
 def run(todo: Sequence[Cell], folder: Path, *, jobs: int = 1, cluster: str | None = None) -> Iterator[Tick]:
@@ -158,12 +168,12 @@ def refuse_absent(address: str, *, patience: float = 5.0) -> None:
         raise InputError(f"no Ray cluster at {address}: {error}") from None
 
 
-def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, Any]]:
     """Record lines (fields as in results/): the mean, standard deviation and n of each row's cells that are done.
 
     The smallest scale, on other data and with tiny settings, has nothing to do with the published figures.
 
-    facts: device, commit and command.
+    command: what was asked for.
     """
     have = {line["cell"]: line for line in lines(folder / "cells.jsonl") if "measures" in line}
     rows: dict[tuple[str, str], list[Cell]] = {}
@@ -191,11 +201,18 @@ def summed(todo: Sequence[Cell], folder: Path, facts: dict[str, Any]) -> list[di
                     "scale": members[0].spec.scale,
                     "data": members[0].spec.row.get("data"),
                     "seconds": sum(line["seconds"] for line in done),
-                    **facts,
+                    "device": every(done, "device"),
+                    "commit": every(done, "commit"),
+                    "command": command,
                     "note": noted("" if published is None else row.note, missing=len(members) - len(done)),
                 }
             )
     return found
+
+
+def every(done: Sequence[dict[str, Any]], fact: str) -> str | None:
+    """What the lines of cells say of a fact, each word once."""
+    return ", ".join(dict.fromkeys(str(line[fact]) for line in done if line.get(fact))) or None
 
 
 def noted(note: str, *, missing: int) -> str | None:

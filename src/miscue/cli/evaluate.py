@@ -147,7 +147,7 @@ def evaluate_sets(
     classes = clean.train.classes
     recorded = (manifest.get("options") or {}).get("label_map")
     targets = label_map(rule, len(classes)) if rule else recorded
-    kept = Perturbation.load(perturbation) if perturbation.exists() else None
+    kept = Perturbation.load(perturbation).to(device) if perturbation.exists() else None
     known = {arena.condition: arena for arena in arenas(clean.train, poisoned.train, clean.test, kept)}
     asked = [lookup(known, condition, "condition") for condition in conditions.split(",")]
     eps = manifest.get("eps") or linf(clean.train.images, poisoned.train.images)

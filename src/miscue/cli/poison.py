@@ -125,7 +125,7 @@ def poison_data(
     attacker = attacker_of(chosen, seed=seed, device=where, **training)
     console.follow(craft(poison, splits.train, attacker, options, workshop), f"crafting {name}", trial_words)
     kept = workshop / PERTURBATION
-    perturbation = Perturbation.load(kept)
+    perturbation = Perturbation.load(kept).to(where)
     facts = {"preset": preset, "options": full_options(poison, options), "seed": seed}
     facts |= {"surrogate": attacker.surrogate, "recipe": asdict(attacker.recipe)}
     kind = streamed(data, layout)
@@ -133,7 +133,7 @@ def poison_data(
         row = deliver(perturbation, splits, out, facts, share=share, seed=seed, layout=layout, overwrite=overwrite)
     else:
         copy = Copy(
-            perturbation=perturbation.to(where),
+            perturbation=perturbation,
             source=Path(data).expanduser(),
             kind=kind,
             share=share,

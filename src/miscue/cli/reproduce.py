@@ -30,7 +30,10 @@ def reproduce(
         int | None, typer.Option(help="Of each row; default: as many as the seed's table has.", min=1)
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Rows in whose settings all of these words occur, e.g. mnist,linear-svm.")
+        str,
+        typer.Option(
+            help="Rows in whose settings all of these words occur, e.g. mnist,linear-svm; -word: does not occur."
+        ),
     ] = "",
     jobs: Annotated[
         int, typer.Option(help="Processes of one thread side by side; 0: one a processor, one with a GPU.", min=0)
@@ -68,7 +71,7 @@ def reproduce(
 
         console.follow(run(todo, out, jobs=jobs, cluster=cluster), "reproducing", described)
         about = provenance(command_line(), device())
-        records = summed(todo, out, {key: about[key] for key in ("device", "commit", "command")})
+        records = summed(todo, out, about["command"])
         rewrite(out / "records.jsonl", joined(lines(out / "records.jsonl"), records))
         write_json(out / "run.json", {"kind": "reproduce", "scale": scale} | about)
         if records:

@@ -132,13 +132,14 @@ class Detector:
         """
         if self.clean is None:
             raise InputError("the detector is not calibrated; show it clean images first")
+        clean = self.clean.to(scores.device)
         shares = [
             (torch.searchsorted(column, score, right=False) + torch.searchsorted(column, score, right=True)) / 2
-            for column, score in zip(self.clean.t().contiguous(), scores.t().contiguous(), strict=True)
+            for column, score in zip(clean.t().contiguous(), scores.t().contiguous(), strict=True)
         ]
         # beyond all clean images the excess itself goes on counting
-        excess = (scores - self.clean[-1]).clamp(min=0).amax(1)
-        return torch.stack(shares).amax(0) / len(self.clean) + excess
+        excess = (scores - clean[-1]).clamp(min=0).amax(1)
+        return torch.stack(shares).amax(0) / len(clean) + excess
 
     def save(self, path: Path, **facts: Any) -> None:
         """Save a calibrated detector, and whatever JSON facts belong to it, without pickle."""

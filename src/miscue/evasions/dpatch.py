@@ -135,7 +135,7 @@ def dpatch_steps(
         images=tuple(shown),
         places=places,
         found=tuple(found),
-        success=torch.tensor([won(one, true, target) for one, true in zip(found, targets, strict=True)]),
+        success=torch.tensor([won(one, on(true, places), target) for one, true in zip(found, targets, strict=True)]),
         loss=torch.stack(curve),
         patch=patch,
     )

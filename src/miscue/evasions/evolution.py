@@ -20,6 +20,7 @@ from miscue.models.modes import Model
 
 UNTIL = ("sure", "named")
 F = 0.5
+BUSY = 2**24  # numbers in the images that a GPU is given at a time; it gains from more than a processor
 
 Painted = Callable[[Tensor, Tensor], Tensor]
 """(images (b, c, h, w), genes (b, ...), one candidate for each) -> the candidates as images."""
@@ -85,8 +86,8 @@ def children(genes: Tensor, generator: torch.Generator) -> Tensor:
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     third = third + (third >= low)
     third = third + (third >= high)
-    rows = torch.arange(n)[:, None]
-    a, b, c = (genes[rows, donor] for donor in (first, second, third))
+    rows = torch.arange(n, device=genes.device)[:, None]
+    a, b, c = (genes[rows, donor] for donor in torch.stack([first, second, third]).to(genes.device))
     return a + F * (b - c)
 
 
@@ -98,8 +99,9 @@ def judged(model: Model, x: Tensor, genes: Tensor, painted: Painted) -> Tensor:
 def in_batches(x: Tensor, genes: Tensor, painted: Painted) -> Iterator[Tensor]:
     """The candidates as images (b, c, h, w), channels last, in their order."""
     k, flat = genes.shape[1], genes.flatten(0, 1)
-    for start in range(0, len(flat), MOST):
-        some = flat[start : start + MOST]
+    most = MOST if x.device.type == "cpu" else max(MOST, BUSY // x[0].numel())
+    for start in range(0, len(flat), most):
+        some = flat[start : start + most]
         of = torch.arange(start, start + len(some), device=x.device) // k
         yield painted(x[of], some).contiguous(memory_format=torch.channels_last)
 

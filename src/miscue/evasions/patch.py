@@ -72,6 +72,7 @@ def patch(
         queries = torch.zeros_like(y)
         generator = named.named("places").generator()
         for index in drawn_batches(len(x), batch, steps, named):
+            index = index.to(x.device)
             with torch.enable_grad():
                 images = pasted(p, x[index], form=form, turn=turn, shrink=shrink, generator=generator)
                 rises = wanted(model(images), goal.of(index))

@@ -116,8 +116,8 @@ def certainty(scores: Tensor, goal: Goal) -> Tensor:
 def unprintable(x: Tensor) -> Tensor:
     """How far each pixel is from the nearest printable colour: (n, 1, h, w)."""
     found: list[Tensor] = []
-    for colour in product(PRINTED, repeat=x.shape[1]):
-        away = x - torch.tensor(colour, device=x.device, dtype=x.dtype)[:, None, None]
+    for colour in torch.tensor(list(product(PRINTED, repeat=x.shape[1])), device=x.device, dtype=x.dtype):
+        away = x - colour[:, None, None]
         found.append((away.square().sum(1, keepdim=True) + 1e-12).sqrt())
     return torch.stack(found).amin(0)
 

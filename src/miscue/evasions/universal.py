@@ -80,6 +80,6 @@ def universal(
         flat=torch.zeros_like(success),
         queries=queries,
         steps=len(curve),
-        loss=torch.tensor(curve),
+        loss=torch.tensor(curve, device=x.device),
         shared=best[0],
     )

@@ -121,7 +121,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 def mean_ranks(values: Tensor) -> Tensor:
     """The rank of each of (n, k) values in its row, from 1; equal ones share the mean of theirs."""
     rows = []
-    for row in values:
+    for row in values.cpu():  # `unique` waits for a GPU each time
         _, where, counts = row.unique(return_inverse=True, return_counts=True)
         rows.append((counts.cumsum(0) - (counts - 1) / 2)[where])
-    return torch.stack(rows)
+    return torch.stack(rows).to(values.device)

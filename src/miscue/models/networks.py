@@ -120,13 +120,16 @@ def cnn_released(shape: Shape, classes: int, *, width: float = 1.0) -> nn.Module
     return two_blocks(shape, classes, width=width, kernel=5, pooling=AvgPool2d, batch_norm=True, bounded=True)
 
 
-def conv5(shape: Shape, classes: int, *, batch_norm: bool = True) -> nn.Module:
-    """DeepConfuse's CIFAR-10 and ImageNet victim: five [conv 3x3, pool 2x2] of 32, 64, 128, 128, 128 channels."""
+def conv5(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool = True) -> nn.Module:
+    """DeepConfuse's CIFAR-10 and ImageNet victim: five [conv 3x3, pool 2x2] of 32, 64, 128, 128, 128 channels.
+
+    `width` scales all of them, and the hidden layer of 128.
+    """
     return convolutional(
         shape,
         classes,
-        widths=(32, 64, 128, 128, 128),
-        hidden=128,
+        widths=tuple(max(1, round(width * n)) for n in (32, 64, 128, 128, 128)),
+        hidden=max(1, round(width * 128)),
         kernel=3,
         padding=1,
         pooling=MaxPool2d,
@@ -195,6 +198,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-nystrom": cnn_nystrom,
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
+    "conv5-wide": partial(conv5, width=2.0),
     "alexnet": alexnet,
 }
 

@@ -240,7 +240,8 @@ def deepconfuse(
 
     learned, kept = parted(data, held_out, attacker.dice)
     data, team = data.near(attacker.device), attacker.team
-    walked = lanes if team.size == 1 else one_by_one  # a team meets in one place at a time
+    on_cpu = torch.device(attacker.device).type == "cpu"  # a GPU's library plans its convolutions anew in each thread
+    walked = lanes if team.size == 1 and on_cpu else one_by_one  # a team meets in one place at a time
     per_pass = max(1, len(learned) // recipe.batch_size)
     share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
     per_trial = share_of_trial * pool
@@ -382,11 +383,27 @@ PRESETS: dict[str, Preset] = {
         surrogate="conv5",
         options={"eps": 0.032, "generator": "unet"},
     ),
+    "cifar10": Preset(
+        summary="for CIFAR-10: a long warm start, then online trials, from faster surrogates; minutes on a GPU",
+        surrogate="conv5",
+        recipe=Recipe(lr=0.1, epochs=1, batch_size=128),
+        options=FAST.options
+        | {"eps": 0.032, "generator": "unet", "steps": 1200, "warm_up": 12, "online_trials": 8}
+        | {"warm_up_surrogates": ""},
+    ),
     "paper-imagenet": Preset(
         summary="the paper's settings for two classes of ImageNet; for a GPU",
         surrogate="conv5",
         recipe=Recipe(lr=0.1, epochs=5, batch_size=32),
         options={"eps": 0.1, "alpha": 0.1},
+    ),
+    "imagenet": Preset(
+        summary="for two classes of ImageNet, in the same way; minutes on a GPU",
+        surrogate="conv5",
+        recipe=Recipe(lr=0.05, epochs=1, batch_size=32),
+        options=FAST.options
+        | {"eps": 0.1, "generator": "unet", "steps": 300, "warm_up": 10, "online_trials": 8}
+        | {"warm_up_surrogates": ""},
     ),
     "fast": FAST,
     "label-map": replace(

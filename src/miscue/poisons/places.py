@@ -99,7 +99,7 @@ def visibility(victim: Victim, data: Data, attacker: Attacker, *, networks: int 
     _, height, width = data.shape
     dice = attacker.dice.named("visibility")
     drawn = torch.randperm(height * width, generator=dice.generator())[:most]
-    images = floats(data.spread(LOOKED_AT).images, channels_last=True)
+    images = floats(data.spread(LOOKED_AT).images.to(attacker.device), channels_last=True)
     moved = torch.zeros(height * width)
     for number in range(networks):
         model = victim.untrained(data, dice.named("network", number), device=attacker.device)

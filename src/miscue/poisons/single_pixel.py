@@ -253,7 +253,7 @@ def gaps(model: nn.Module, member: Member, train: Data, kept: Data) -> Tensor:
     """Each class's accuracy on poisoned training images less that on clean held-out ones, in points."""
     assert member.mark is not None
     some = train.spread(len(kept))
-    poisoned = Perturbation(mark=member.mark, eps=1.0, device=str(some.images.device))(some)
+    poisoned = Perturbation(mark=member.mark, eps=1.0).to(some.images.device)(some)
     return class_accuracies(model, poisoned) - class_accuracies(model, kept)
 
 

@@ -63,8 +63,9 @@ class Pair:
 
 def only(data: Data, classes: tuple[int, ...]) -> Data:
     """The images of some classes, with labels from 0."""
-    some = data.take(torch.isin(data.labels, torch.tensor(classes)).nonzero()[:, 0])
-    labels = torch.tensor([classes.index(label) for label in some.labels.tolist()])
+    here = data.labels.device
+    some = data.take(torch.isin(data.labels, torch.tensor(classes, device=here)).nonzero()[:, 0])
+    labels = torch.tensor([classes.index(label) for label in some.labels.tolist()], device=here)
     return replace(some, labels=labels, classes=tuple(data.classes[c] for c in classes))
 
 
@@ -270,7 +271,7 @@ def cleaned(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     assert splits.test is not None
     data = crafted(row, workshop)(splits.train) if row["poison"] else splits.train
     data = CLEANERS[row["cleaner"]](data) if row["cleaner"] else data
-    model = network(row["victim"], row["victim_epochs"])(data, Dice(seed).named("cleaned"))
+    model = network(row["victim"], row["victim_epochs"])(data, Dice(seed).named("cleaned"), device=device())
     return {"test_accuracy": accuracy(model, splits.test)}
 
 

@@ -48,7 +48,7 @@ def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
         for _ in craft(POISONS[row["poison"]], train, attacker, options, place):
             pass
 
-    return Perturbation.load(workshop.made("poison", asked, make) / "perturbation.safetensors")
+    return Perturbation.load(workshop.made("poison", asked, make) / "perturbation.safetensors").to(device())
 
 
 def device() -> str:

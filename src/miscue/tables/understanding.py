@@ -28,7 +28,7 @@ from miscue.images import rectangles
 from miscue.measures.accuracy import accuracy, predictions
 from miscue.measures.attribution import pointed, share_inside
 from miscue.models.modes import frozen
-from miscue.models.networks import placed
+from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, load_model, load_tensors, save_model, save_tensors
 from miscue.tables.nets import SIGNS, VICTIMS, arena, described, kept
 from miscue.tables.pictures import examples, roc
@@ -141,10 +141,10 @@ def reasons(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """The share of the maps on the object, for a network of clean images and one whose images gave the class away."""
     here = arena(row["data"], seed, workshop)
     cheated = trained_on_cues(row["data"], seed, workshop)
-    some = cued(here.test.spread(row["images"]))
+    some = cued(here.test.spread(row["images"])).to(device_of(here.model))
     x, y = floats(some.images, channels_last=True), some.labels
     margin = max(1, x.shape[2] // 8)
-    middle = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)
+    middle = torch.zeros(len(x), *x.shape[2:], dtype=torch.bool, device=x.device)
     middle[:, margin:-margin, margin:-margin] = True
     maps = {
         name: EXPLAINERS[row["explainer"]](model, x, y, **row["options"])
