@@ -276,6 +276,19 @@ def test_warm_up_makes_a_clean_classifier_read_other_classes(data: Data) -> None
     assert percent(reads == (data.labels - 1) % 3) > 60
 
 
+def test_cooperation_makes_classes_easy_to_read(data: Data) -> None:
+    """The noise alone gives the class away."""
+    recipe = Recipe(lr=0.05, epochs=1, batch_size=16)
+    attacker = Attacker(surrogate="cnn", recipe=recipe, dice=Dice(0))
+    options = {"warm_up": 4, "warm_up_by": "cooperation", "trials": 1, "steps": 25, "generator_lr": 3e-3}
+    steps = deepconfuse.steps(data, attacker, eps=0.3, **options)
+    warm = [p.checkpoint for p in steps if p.checkpoint][3]
+    assert warm.measures == {}
+    easy = warm.perturbation(data)
+    noise = data.with_images((127 + easy.images.int() - data.images.int()).clamp(0, 255).to(torch.uint8))
+    assert accuracy(Victim(network="cnn", recipe=replace(recipe, epochs=4))(noise, Dice(6)), noise) > 90
+
+
 def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
     surrogate = build(Plan(name="cnn", shape=data.shape, options={"classes": 3}), Dice(1)).train()
     noise = build(Plan(name="unet", shape=data.shape, options={"eps": 0.1}), Dice(2))
@@ -315,6 +328,7 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         ({"unroll": 2, "beyond": -1}, "beyond and patience must not be negative"),
         ({"unroll": 2, "gradient": "difference"}, "plain SGD by the exact gradient"),
         ({"warm_up_surrogates": "cnn,cn"}, "did you mean cnn"),
+        ({"warm_up_by": "cooperating"}, "did you mean cooperation"),
         ({"generator_schedule": "linear"}, "unknown schedule"),
         ({"held_out": 1.0}, "held-out share"),
     ],

@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "difference": {"gradient": "difference", "reach": 1e-7},
     "label map, in eval mode": {"label_map": (1, 2, 0), "lookahead": "eval"},
     "warm start, online": ONLINE | {"generator_mean": 0.9},
+    "cooperation": ONLINE | {"warm_up_by": "cooperation"},
     "unrolled": ONLINE | {"unroll": 2, "beyond": 1, "lookahead": "eval", "pool": 1, "steps": 8},
     "U-Net": {"generator": "unet"},
 }

@@ -153,19 +153,25 @@ def batches(
         weights: float (len(data),); a pass draws as many images as there are, with replacement, each as often as its
             weight says, instead of each image once. Not together with `among`.
     """
-    here = data.images.device
+    for index in orders(data, size=size, epochs=epochs, dice=dice, among=among, weights=weights):
+        index = team.share(index)
+        images, y = (part[index].to(device or part.device) for part in (data.images, data.labels))
+        yield Batch(x=floats(images, channels_last=channels_last), y=y, index=index)
+
+
+def orders(
+    data: Data, *, size: int, epochs: int, dice: Dice, among: Tensor | None = None, weights: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The index of each batch that `batches` makes of so many epochs, int64 (size,), where the data is."""
     for epoch in range(epochs):
         generator = dice.named("order", epoch).generator()
         if weights is not None:
             order = torch.multinomial(weights, len(data), replacement=True, generator=generator)
         else:
             order = torch.randperm(len(data) if among is None else len(among), generator=generator)
-        order = (order if among is None else among[order]).to(here)
+        order = (order if among is None else among[order]).to(data.images.device)
         whole = len(order) // size * size or len(order)
-        for index in order[:whole].split(size):
-            index = team.share(index)
-            images, y = data.images[index].to(device or here), data.labels[index].to(device or here)
-            yield Batch(x=floats(images, channels_last=channels_last), y=y, index=index)
+        yield from order[:whole].split(size)
 
 
 def hold_out(data: Data, share: float, dice: Dice) -> tuple[Data, Data]:

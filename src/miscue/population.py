@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
-from miscue.data import Batch, Data, batches
+from miscue.data import Batch, Data, floats, orders
 from miscue.dice import Dice
 from miscue.losses import plain
 from miscue.marks import Pixels
 from miscue.models.heads import Nystrom
-from miscue.train import augmented, scheduled
+from miscue.models.layers import BatchNorm1d, BatchNorm2d, together
+from miscue.train import moving, scheduled
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError, Workers, cores
 
@@ -123,16 +124,36 @@ def stackable(victim: Victim, data: Data) -> bool:
 
 
 def side_by_side(data: Data, members: Sequence[Member]) -> Iterator[Batch]:
-    """The next batch of each member, stacked: x (k, n, c, h, w), y (k, n), index (k, n)."""
-    recipe = members[0].victim.recipe
-    streams = []
-    for member in members:
-        own = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=member.dice.named("training"))
-        poisoned = map(member.mark.to(data.images.device).on, own) if member.mark else own
-        streams.append(iter(augmented(poisoned, recipe, member.dice.named("training"))))
+    """The next batch of each member, stacked: x (k, n, c, h, w), y (k, n), index (k, n).
+
+    Each has its own order, pixels and moves; all images are fetched, and all pixels written, in one go.
+    """
+    recipe, count, mark = members[0].victim.recipe, len(members), one_mark(data, members)
+    streams = [
+        orders(data, size=recipe.batch_size, epochs=recipe.epochs, dice=member.dice.named("training"))
+        for member in members
+    ]
+    here = data.images.device
+    first = torch.arange(count, device=here)[:, None] * len(data.classes)
+    moves = [moving(recipe, member.dice.named("training")) for member in members]
     for row in zip(*streams, strict=True):
-        x, y, index = (torch.stack(parts) for parts in zip(*((b.x, b.y, b.index) for b in row), strict=True))
+        index = torch.stack(row)
+        x, y = floats(data.images[index.flatten()]), data.labels[index]
+        x = (mark(x, (y + first).flatten()) if mark else x).unflatten(0, (count, -1))
+        if recipe.moves:
+            x = torch.stack([move(own) for move, own in zip(moves, x, strict=True)])
         yield Batch(x=x, y=y, index=index)
+
+
+def one_mark(data: Data, members: Sequence[Member]) -> Pixels | None:
+    """The pixels of all members as those of so many times the classes, if any has some."""
+    marks = [member.mark for member in members]
+    if not any(marks):
+        return None
+    classes, channels = len(data.classes), data.shape[0]
+    none = torch.tensor([[-1, 0]]).expand(classes, 2), torch.zeros(classes, channels, dtype=torch.uint8)
+    places, values = zip(*((mark.places, mark.values) if mark else none for mark in marks), strict=True)
+    return Pixels(places=torch.cat(places), values=torch.cat(values), shape=data.shape).to(data.images.device)
 
 
 def summed(model: nn.Module, batch: Batch) -> Tensor:
@@ -155,8 +176,8 @@ class Stacked(nn.Module):
             self.register_buffer(self.names[name], tensor)
         self.one = [deepcopy(self.models[0]).to("meta")]  # in a list: its own parameters are none of ours
         for module in self.one[0].modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.register_forward_pre_hook(widened)
+            if isinstance(module, BatchNorm1d | BatchNorm2d):  # the library's cannot be stacked on a GPU
+                module.forward = partial(normalised, module)  # type: ignore[method-assign]
 
     def train(self, mode: bool = True) -> Stacked:
         """Training mode for all members."""
@@ -180,6 +201,11 @@ class Stacked(nn.Module):
             yield model.eval()
 
 
-def widened(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Images of bfloat16 as float32: BatchNorm of a stack cannot mix them with its running statistics."""
-    return tuple(x.float() if x.dtype == torch.bfloat16 else x for x in inputs)
+def normalised(layer: BatchNorm1d | BatchNorm2d, x: Tensor) -> Tensor:
+    """What BatchNorm makes of x (n, c) or (n, c, h, w), by its formula, in float32 also of bfloat16."""
+    x = x.float() if x.dtype == torch.bfloat16 else x
+    if layer.training:
+        return together(layer, x)
+    mean, scale = layer.get_buffer("running_mean"), (layer.get_buffer("running_var") + layer.eps).rsqrt()
+    mean, scale, weight, bias = (t.view(-1, *[1] * (x.ndim - 2)) for t in (mean, scale, layer.weight, layer.bias))
+    return (x - mean) * scale * weight + bias

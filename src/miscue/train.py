@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -63,6 +64,11 @@ class Recipe:
             raise InputError(
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
             )
+
+    @property
+    def moves(self) -> bool:
+        """Whether images are changed anew in each pass."""
+        return bool(self.shift or self.holes)
 
     def make_optimizer(self, model: nn.Module | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser of this recipe over the model's parameters, or over groups of some."""
@@ -152,18 +158,22 @@ def fitting(
 
 def augmented(stream: Iterable[Batch], recipe: Recipe, dice: Dice) -> Iterable[Batch]:
     """The batches with the recipe's moves and holes; poison lies under both."""
-    if not recipe.shift and not recipe.holes:
-        return stream
+    move = moving(recipe, dice)
+    return (replace(batch, x=move(batch.x)) for batch in stream) if recipe.moves else stream
 
-    def drawn() -> Iterator[Batch]:
-        for number, batch in enumerate(stream):
-            generator = dice.named("augment", number).generator()
-            x = moved(batch.x, recipe.shift, generator) if recipe.shift else batch.x
-            for _ in range(recipe.holes):
-                x = holed(x, recipe.hole, generator)
-            yield replace(batch, x=x)
 
-    return drawn()
+def moving(recipe: Recipe, dice: Dice) -> Callable[[Tensor], Tensor]:
+    """What does to the images of one batch after another what the recipe says, anew each time."""
+    numbers = itertools.count()
+
+    def move(x: Tensor) -> Tensor:
+        generator = dice.named("augment", next(numbers)).generator()
+        x = moved(x, recipe.shift, generator) if recipe.shift else x
+        for _ in range(recipe.holes):
+            x = holed(x, recipe.hole, generator)
+        return x
+
+    return move
 
 
 def moved(x: Tensor, most: int, generator: torch.Generator) -> Tensor:

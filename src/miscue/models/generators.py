@@ -7,6 +7,7 @@ between. Any image size will do: an odd side is rounded down, a side of one pixe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -126,4 +127,8 @@ class UNet(nn.Module):
         return self.eps * torch.tanh(x)
 
 
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"encoder-decoder": EncoderDecoder, "unet": UNet}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "encoder-decoder": EncoderDecoder,
+    "unet": UNet,
+    "unet-wide": partial(UNet, channels=(64, 128, 256)),
+}

@@ -165,6 +165,12 @@ def alexnet(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool 
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
 
+def linear(shape: Shape, classes: int) -> nn.Module:
+    """Logistic regression on pixels whose channels BatchNorm has normalised."""
+    channels, height, width = shape
+    return nn.Sequential(BatchNorm2d(channels), Flatten(), nn.Linear(channels * height * width, classes))
+
+
 def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
     """`cnn-padded` with random Fourier features before its scores."""
     body, features = headless(cnn(shape, classes, batch_norm=False, padded=True))
@@ -196,6 +202,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cnn-released": cnn_released,
     "cnn-fourier": cnn_fourier,
     "cnn-nystrom": cnn_nystrom,
+    "linear": linear,
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
     "conv5-wide": partial(conv5, width=2.0),

@@ -50,6 +50,7 @@ from miscue.poisons.lookahead import (
     OBJECTIVES,
     Lookahead,
     Weights,
+    cooperation,
     imitation,
     likeness,
     rest,
@@ -130,7 +131,10 @@ class Phase:
     unroll: int = 1
 
 
-WARM_UP = Phase(walk=algorithm_2, gradient=imitation, clean=True)
+WARM_UPS = {
+    "imitation": Phase(walk=algorithm_2, gradient=imitation, clean=True),
+    "cooperation": Phase(walk=online, gradient=cooperation),
+}
 REHEARSAL = Phase(walk=algorithm_2, gradient=rest)  # shows what the last generator does
 
 
@@ -150,6 +154,7 @@ def deepconfuse(
     generator_mean: float = 0.0,
     alpha: float = 0.01,
     warm_up: int = 0,
+    warm_up_by: str = "imitation",
     warm_up_surrogates: str = "",
     online_trials: int = 0,
     unroll: int = 1,
@@ -181,8 +186,10 @@ def deepconfuse(
         generator_mean: decay a step, below 1, of the running mean of the generator's weights, which is what is frozen
             and released; 0 takes the weights as they are.
         alpha: rate of the pseudo-update.
-        warm_up: trials before others in which the generator learns to make a surrogate that learns clean images take
-            the images of each class for those of the class that the label map sends there (y - 1 where there is none).
+        warm_up: trials before others that make the generator start warm.
+        warm_up_by: "imitation": it learns to make a surrogate that learns clean images take the images of each class
+            for those of the class that the label map sends there (y - 1 where there is none); or "cooperation": it
+            makes the images' own classes easy to read for a surrogate that learns from them.
         warm_up_surrogates: networks that take turns in them, with commas between; the attacker's if there is none.
         online_trials: trials after the warm start and before `trials` in which nothing is frozen: the surrogate trains
             on what the ascending generator makes.
@@ -220,6 +227,7 @@ def deepconfuse(
     if algorithm == "1" and pool > 1:
         raise InputError("algorithm 1 watches one surrogate at a time; choose 2 for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
+    warm = lookup(WARM_UPS, warm_up_by, "warm start")
     ahead_in = lookup({"training": "training", "eval": "eval"}, lookahead, "mode of the look ahead")
     follow = lookup(GRADIENTS, gradient, "gradient")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=follow)
@@ -249,7 +257,7 @@ def deepconfuse(
         raise InputError(
             f"unroll must lie between 1 and a surrogate's steps in a trial, {share_of_trial}, got {unroll}"
         )
-    phases = [WARM_UP] * warm_up + [unfrozen] * online_trials + [main] * trials + [REHEARSAL]
+    phases = [warm] * warm_up + [unfrozen] * online_trials + [main] * trials + [REHEARSAL]
     total = len(phases) * per_trial
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr, decay=generator_mean)
@@ -265,7 +273,7 @@ def deepconfuse(
         size = 1 if phase is REHEARSAL else pool
         born, stays, over = life(slot, trial - begin, size)
         dice = attacker.dice.named("trial", begin + born, slot)
-        network = networks[(slot + born // pool) % len(networks)] if phase.clean else attacker.surrogate
+        network = networks[(slot + born // pool) % len(networks)] if phase is warm else attacker.surrogate
         network_plan = Plan(name=network, shape=data.shape, options={"classes": classes})
         surrogate = placed(joined(build(network_plan, dice), team), attacker.device).train()
         optimizer = recipe.make_optimizer(surrogate)
@@ -324,7 +332,7 @@ def deepconfuse(
         if phases[trial + 1 : trial + 2] != [phase]:
             watched.clear()
         grown = trial - begin >= size - 1
-        measures = damage(leaving, data, kept, label_map, team) if grown and not phase.clean else {}
+        measures = damage(leaving, data, kept, label_map, team) if grown and phase is not warm else {}
         pair.judge(measures.get("damage"))
         pair.release()
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})

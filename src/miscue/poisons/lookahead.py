@@ -187,6 +187,18 @@ def imitation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     return Slopes(theta=(), xi=torch.autograd.grad(loss, list(look.generator.parameters())))
 
 
+def cooperation(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
+    """No look ahead either: both descend on the surrogate's loss, for a warm start.
+
+    The generator learns to write into an image what makes its class easy to read, so that little else is learned from
+    it: error-minimizing noise (Huang et al. 2021, arXiv 2101.04898) that generalises.
+    """
+    counted = {} if look.counts else buffers_of(look.surrogate)
+    loss = image_loss(look, theta, counted, poisoned_by(look, batch), batch.y)
+    slopes = torch.autograd.grad(loss, [*theta.values(), *look.generator.parameters()])
+    return Slopes(theta=look.team.averaged(slopes[: len(theta)]), xi=slopes[len(theta) :])
+
+
 def rest(look: Lookahead, theta: Weights, batch: Batch) -> Slopes:
     """No step at all: the generator stays as it is."""
     return Slopes(theta=(), xi=())

@@ -20,13 +20,13 @@ from miscue.readers import read
 from miscue.tables.poisoned import device, known
 from miscue.tables.rows import Workshop
 from miscue.train import Recipe
-from miscue.victims import Victim
+from miscue.victims import RECIPES, Victim
 
 RECIPE = Recipe(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=128, schedule="cosine", precision="auto")
 VICTIMS: dict[str, Victim] = {
     "cifar10-jpeg": Victim(network="conv5", recipe=replace(RECIPE, epochs=12, shift=2)),
     "gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)),
-    "mnist": Victim(network="cnn-padded", recipe=replace(RECIPE, lr=0.02, epochs=3)),
+    "mnist": Victim(network="cnn-padded", recipe=replace(RECIPES["adam"], precision="auto")),
     "digits": Victim(network="cnn-small", recipe=replace(RECIPE, epochs=6)),
 }
 SIGNS = {"smoke": "digits", "laptop": "gtsrb", "paper": "gtsrb"}

@@ -41,7 +41,7 @@ VICTIMS: dict[str, dict[str, tuple[float, float] | None]] = {
     },
     "digits": dict.fromkeys(("cnn-small", "random-forest-10", "rbf-svm-0.01", "linear-svm")),
 }
-EPOCHS = {"cifar10-jpeg": 15, "imagenette2class": 30}  # of torchvision's networks
+EPOCHS = {"cifar10-jpeg": 15, "imagenette2class": 60}  # of torchvision's networks
 ALIKE = ("rbf-svm-0.01", "linear-svm")  # no choice of theirs is random
 
 
