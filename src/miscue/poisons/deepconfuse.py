@@ -384,6 +384,16 @@ FAST = Preset(
     },
 )
 
+COOPERATION = {
+    "trials": 0,
+    "generator": "unet-wide",
+    "generator_lr": 2e-3,
+    "generator_schedule": "cosine",
+    "generator_mean": 0.99,
+    "warm_up_by": "cooperation",
+    "warm_up_surrogates": "linear,conv5",
+}
+
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
     "paper-cifar10": Preset(
@@ -392,12 +402,10 @@ PRESETS: dict[str, Preset] = {
         options={"eps": 0.032, "generator": "unet"},
     ),
     "cifar10": Preset(
-        summary="for CIFAR-10: a long warm start, then online trials, from faster surrogates; minutes on a GPU",
+        summary="for CIFAR-10: a warm start by cooperation alone, with surrogates that live shortly; minutes on a GPU",
         surrogate="conv5",
-        recipe=Recipe(lr=0.1, epochs=1, batch_size=128),
-        options=FAST.options
-        | {"eps": 0.032, "generator": "unet", "steps": 1200, "warm_up": 12, "online_trials": 8}
-        | {"warm_up_surrogates": ""},
+        recipe=Recipe(lr=0.03, epochs=1, batch_size=128),
+        options=COOPERATION | {"eps": 0.032, "steps": 200, "warm_up": 64, "held_out": 0.02},
     ),
     "paper-imagenet": Preset(
         summary="the paper's settings for two classes of ImageNet; for a GPU",
@@ -408,10 +416,8 @@ PRESETS: dict[str, Preset] = {
     "imagenet": Preset(
         summary="for two classes of ImageNet, in the same way; minutes on a GPU",
         surrogate="conv5",
-        recipe=Recipe(lr=0.05, epochs=1, batch_size=32),
-        options=FAST.options
-        | {"eps": 0.1, "generator": "unet", "steps": 300, "warm_up": 10, "online_trials": 8}
-        | {"warm_up_surrogates": ""},
+        recipe=Recipe(lr=0.02, epochs=1, batch_size=32),
+        options=COOPERATION | {"eps": 0.1, "steps": 100, "warm_up": 20, "held_out": 0.05},
     ),
     "fast": FAST,
     "label-map": replace(
