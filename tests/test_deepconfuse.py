@@ -331,6 +331,7 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
         ({"warm_up_by": "cooperating"}, "did you mean cooperation"),
         ({"generator_schedule": "linear"}, "unknown schedule"),
         ({"held_out": 1.0}, "held-out share"),
+        ({"held_out": 0.001}, "raise held_out"),
     ],
 )
 def test_bad_options(data: Data, change: dict, words: str) -> None:
@@ -358,7 +359,7 @@ COLOURED = [("paper-cifar10", 0.032), ("cifar10", 0.032), ("paper-imagenet", 0.1
 def test_presets_for_colour_images_fit_them(name: str, eps: float) -> None:
     colour, preset = striped(40, size=32, channels=3), PRESETS["deepconfuse"][name]
     attacker = Attacker(surrogate=preset.surrogate, recipe=replace(preset.recipe, batch_size=8))
-    made = deepconfuse(colour, attacker, **preset.options | {"trials": 1, "steps": 2, "warm_up": 2})
+    made = deepconfuse(colour, attacker, **preset.options | {"trials": 1, "steps": 2, "warm_up": 2, "held_out": 0.1})
     assert made.eps == eps
     assert 0 < (made(colour).images.float() - colour.images.float()).abs().max() <= eps * 255
 

@@ -247,6 +247,8 @@ def deepconfuse(
         drive = towards(eta, attacker.device)
 
     learned, kept = parted(data, held_out, attacker.dice)
+    if not len(kept):
+        raise InputError(f"a share of {held_out:g} is not one image of any class; raise held_out")
     data, team = data.near(attacker.device), attacker.team
     on_cpu = torch.device(attacker.device).type == "cpu"  # a GPU's library plans its convolutions anew in each thread
     walked = lanes if team.size == 1 and on_cpu else one_by_one  # a team meets in one place at a time
