@@ -82,6 +82,15 @@ def test_released_cnn_is_the_authors() -> None:
     assert model[9].weight.shape == (500, 4 * 4 * 50)
 
 
+def test_a_linear_network_has_as_many_weights_for_large_images() -> None:
+    small, large = (NETWORKS["linear"]((3, side, side), 5) for side in (32, 224))
+    assert large[-1].weight.shape == small[-1].weight.shape == (5, 3 * 32 * 32)
+    x = torch.rand(2, 3, 224, 224)
+    large.eval()
+    blocks = F.interpolate(F.avg_pool2d(x, 7), scale_factor=7)
+    assert torch.allclose(large(x), large(blocks), atol=1e-4)
+
+
 def test_same_dice_same_weights() -> None:
     plan = Plan(name="cnn", shape=(1, 12, 12), options={"classes": 3})
     a, b, c = build(plan, Dice(1)), build(plan, Dice(1)), build(plan, Dice(2))

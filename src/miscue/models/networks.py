@@ -165,10 +165,14 @@ def alexnet(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool 
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
 
-def linear(shape: Shape, classes: int) -> nn.Module:
-    """Logistic regression on pixels whose channels BatchNorm has normalised."""
-    channels, height, width = shape
-    return nn.Sequential(BatchNorm2d(channels), Flatten(), nn.Linear(channels * height * width, classes))
+def linear(shape: Shape, classes: int, *, side: int = 32) -> nn.Module:
+    """Logistic regression on the pixels, whose channels BatchNorm has normalised, of images of at most `side` pixels.
+
+    Larger ones are averaged down to it: with more inputs the rates that suit other networks are too large.
+    """
+    channels, height, width = (shape[0], *(min(length, side) for length in shape[1:]))
+    down = [] if (height, width) == tuple(shape[1:]) else [nn.AdaptiveAvgPool2d((height, width))]
+    return nn.Sequential(BatchNorm2d(channels), *down, Flatten(), nn.Linear(channels * height * width, classes))
 
 
 def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
