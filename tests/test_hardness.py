@@ -139,6 +139,9 @@ def test_training_draws_by_the_ranking(saved: Path, tmp_path: Path) -> None:
         done = within(*train[:-1], tmp_path / name, "--overwrite", check=False)
         assert done.exit_code == 2, name
         assert complaint in " ".join(done.stderr.split())
+    done = within("train", "digits", tmp_path / "none", "--emphasis", "5", check=False)
+    assert done.exit_code == 2
+    assert "give one with --ranking" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from miscue.cli.options import (
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
-from miscue.evasions import EVASIONS, FOR_ALL_IMAGES, Adversarial
+from miscue.evasions import BY_QUERIES, EVASIONS, FOR_ALL_IMAGES, Adversarial
 from miscue.files import atomic, write_arrays, write_json
 from miscue.labels import label_map
 from miscue.layouts.pictures import png
@@ -158,10 +158,10 @@ def attack_data(
             own = given | {option: value}
             found, _ = parts(own, out / "parts" / f"sweep {number}", f"attacking: {name}, {option} {value:g}")
             rows.append((options | own, measures(found)))
-            console.say(f"{option} {value:g}: {words(rows[-1][1], len(found))}")
+            console.say(f"{option} {value:g}: {words(rows[-1][1], len(found), name)}")
     save(out, attacked, curve, settings, rows)
     row = rows[0][1]
-    console.say(f"{out}: {words(row, len(attacked))}")
+    console.say(f"{out}: {words(row, len(attacked), name)}")
     console.say(f"{attack_page.write(out)}: the page")
     if json_:
         console.emit({"out": str(out), "method": name, "n": len(attacked), **row})
@@ -251,10 +251,11 @@ def save(
     shutil.rmtree(out / "parts")
 
 
-def words(row: dict[str, float], count: int) -> str:
+def words(row: dict[str, float], count: int, method: str) -> str:
     """The outcome in a sentence."""
+    why = "all that was tried looks alike to the model" if method in BY_QUERIES else "masked gradients?"
     lost = row["success_found"] - row["success"]
-    masked = f"; for {row['flat']:.1f} % nothing ever changed: masked gradients?" if row["flat"] else ""
+    masked = f"; for {row['flat']:.1f} % nothing ever changed: {why}" if row["flat"] else ""
     rounding = f" ({lost:.1f} points fewer than before rounding to 8 bits)" if lost > 0.05 else ""
     return (
         f"{row['accuracy']:.1f} % of {count} images right before, {row['robust_accuracy']:.1f} % after; "

@@ -25,7 +25,7 @@ from miscue.cli.options import (
     command_line,
     device,
 )
-from miscue.cli.rank import emphasis_of
+from miscue.cli.rank import EMPHASIS, emphasis_of
 from miscue.data import Data, Splits
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -76,8 +76,13 @@ def train(
         ),
     ] = None,
     emphasis: Annotated[
-        float, typer.Option(help="How many times as often the hardest image is drawn as the easiest.")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="With --ranking: how many times as often the hardest image is drawn as the easiest; "
+            f"{EMPHASIS:g} if not given.",
+            show_default=False,
+        ),
+    ] = None,
     watch: Annotated[
         int,
         typer.Option(
@@ -98,6 +103,8 @@ def train(
     """Train a classifier and save it with its classes, recipe and scores."""
     with console.guarded(debug=debug):
         refuse_file(out, overwrite=overwrite)
+        if emphasis is not None and ranking is None:
+            raise InputError("--emphasis says how much a ranking counts; give one with --ranking")
         where = device(device_, threads)
         chosen = network(victim, epochs, precision)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
@@ -106,6 +113,7 @@ def train(
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)
         images = splits.train.near(where)
+        emphasis = EMPHASIS if emphasis is None else emphasis
         weights = None if ranking is None else emphasis_of(ranking, splits.train, emphasis)
         dice = Dice(seed).named("victim", victim)
         model = chosen.untrained(images, dice, device=where)

@@ -36,6 +36,7 @@ from miscue.report import rank_page
 from miscue.run import fingerprint, provenance, written
 
 PART = 64  # images between two checkpoints
+EMPHASIS = 3.0  # how many times as often the hardest image is drawn as the easiest
 
 
 def rank(

@@ -29,8 +29,11 @@ EVASIONS: dict[str, Callable[..., Adversarial]] = {
 }
 FOR_ALL_IMAGES = ("universal", "patch")
 """Those that make one change for all images."""
+BY_QUERIES = ("one-pixel", "one-pixel-exhaustive", "stickers")
+"""Those that look at scores alone and need no gradient."""
 
 __all__ = [
+    "BY_QUERIES",
     "EVASIONS",
     "FOR_ALL_IMAGES",
     "Adversarial",

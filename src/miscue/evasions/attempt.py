@@ -108,9 +108,9 @@ def attempted(
     parts: list[Found] = []
     outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
     with frozen(model):
-        check(model, x, y, target)
+        kept = check(model, x, y, target)
         goal = Goal(y=y, target=target)
-        size = chunk or fitting(model, x)
+        size = chunk or max(1, min(MOST, ROOM // max(kept, 1)))
         for index, found in in_parts(attack, model, x, goal, dice, size):
             with torch.no_grad():
                 clean = model(x[index]) if found.clean is None else found.clean
@@ -148,15 +148,14 @@ def idle(found: Found, x: Tensor) -> Tensor:
     return (found.x == x).flatten(1).all(1)
 
 
-def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> None:
-    """Raise an InputError where an attack cannot begin."""
+def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> int:
+    """Raise an InputError where an attack cannot begin; else how many bytes a backward pass needs of one image."""
     if x.ndim != 4 or not x.is_floating_point() or not len(x):
         raise InputError(f"images must be float (n, c, h, w), at least one, got {x.dtype} {tuple(x.shape)}")
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1], got {low:g} to {high:g}; normalise inside the model")
-    with torch.no_grad():
-        scores = model(x[:1])
+    scores, kept = weighed(model, x[:1])
     classes = scores.shape[1]
     if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
         text = "the model gives probabilities; attacks by gradients are weak on those, take its scores before softmax"
@@ -170,6 +169,7 @@ def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> None:
             raise InputError(f"{name} ranges over {int(labels.min())}..{int(labels.max())}, the scores over {classes}")
     if target is not None and bool((target == y).any()):
         raise InputError(f"the targets of {int((target == y).sum())} images are their own classes")
+    return kept
 
 
 def scored(model: Model, x: Tensor, *, chunk: int = 256) -> Tensor:
@@ -178,8 +178,8 @@ def scored(model: Model, x: Tensor, *, chunk: int = 256) -> Tensor:
         return torch.cat([model(part) for part in x.split(chunk)])
 
 
-def fitting(model: Model, x: Tensor) -> int:
-    """How many images at a time keep what a backward pass needs within `ROOM` bytes."""
+def weighed(model: Model, x: Tensor) -> tuple[Tensor, int]:
+    """The scores of one image (1, c, h, w), and how many bytes a backward pass to it needs kept."""
     kept = 0
 
     def weigh(tensor: Tensor) -> Tensor:
@@ -188,8 +188,8 @@ def fitting(model: Model, x: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
-        model(x[:1].detach().requires_grad_())
-    return max(1, min(MOST, ROOM // max(kept, 1)))
+        scores = model(x.detach().requires_grad_())
+    return scores.detach(), kept
 
 
 def in_parts(

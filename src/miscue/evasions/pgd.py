@@ -85,12 +85,14 @@ def pgd(
                 many = transform(z[every], generator)
                 return goal.of(every).nearness(model(many)).unflatten(0, (len(x), draws)).mean(1)
 
-            mask = square(x, side, generator) if side else torch.ones_like(x[:, :1])
-            delta = within(x, eps, norm, generator) if random_start else torch.zeros_like(x)
-            z = (x + mask * delta).clamp_(0, 1)
+            mask = square(x, side, generator) if side else None
+            z = x
+            if random_start:
+                z = (x + inside(within(x, eps, norm, generator), mask)).clamp_(0, 1)
             for _ in range(steps):
                 direction, nearness = slope(rises, z)
-                z = (x + onto(z + ascent(mask * direction, norm).mul_(alpha) - x, eps, norm)).clamp_(0, 1)
+                moved = z + ascent(inside(direction, mask), norm).mul_(alpha)
+                z = (x + onto(moved - x, eps, norm)).clamp_(0, 1)
                 curve.append(nearness)
             if restarts == 1:
                 best = z
@@ -114,6 +116,11 @@ def square(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
     room = torch.tensor([x.shape[2] - side + 1, x.shape[3] - side + 1])
     corners = (torch.rand(len(x), 2, generator=generator) * room).long().to(x.device)
     return rectangles(corners, (side, side), x.shape[2:])[:, None].to(x)
+
+
+def inside(change: Tensor, mask: Tensor | None) -> Tensor:
+    """The change where there is no mask, or what of it lies in the mask."""
+    return change if mask is None else mask * change
 
 
 def ascent(direction: Tensor, norm: str) -> Tensor:
