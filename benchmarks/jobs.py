@@ -1,0 +1,114 @@
+"""How many cells an hour the runner of tables measures: by one job, by two, and on Ray; and what a cell costs besides.
+
+    MISCUE_DATA=DIR python benchmarks/jobs.py [--record] [--cells 8] [--rounds 3] [--empty 200]
+
+A cell trains the small network for one pass over MNIST and scores it. Ratios are cells in the same time over those of
+one job of one thread, workers started anew in each case, as a run starts them. Overhead: seconds that a cell which
+measures nothing takes, beyond the first. Ray is left out where it is not installed; its clusters have one processor, or
+two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import interleaved, ratio, record
+from miscue.reproduce import Cell, run
+from miscue.spec import Spec
+from miscue.tables.poisoned import evaluated
+from miscue.tables.rows import Row, Workshop
+
+SETTINGS = {"data": "mnist", "poison": None, "victim": "cnn-small", "victim_epochs": 1}
+
+
+def nothing(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """A cell that takes no time."""
+    return {"seed": float(seed)}
+
+
+def cells(count: int, row: Row) -> list[Cell]:
+    """So many cells of a row."""
+    return [Cell(spec=Spec(table="jobs", row=row.settings, scale="laptop", seed=s), row=row) for s in range(count)]
+
+
+def measured(todo: list[Cell], *, threads: int = 1, **where: Any) -> None:
+    """All cells in a fresh folder."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [tick.fact for tick in run(todo, Path(folder), **where) if tick.fact]
+    assert len(lines) == len(todo)
+    assert all("measures" in line for line in lines), lines[0]
+
+
+@contextmanager
+def cluster(processors: int) -> Iterator[str]:
+    """The address of a Ray cluster of this machine with so many processors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
+    words = f"start --head --num-cpus {processors} --port {port} --include-dashboard false --disable-usage-stats"
+    subprocess.run([ray, *words.split()], check=True, capture_output=True)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+
+
+def main() -> None:
+    """Time the cases in turn, on Ray by themselves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--empty", type=int, default=200)
+    parser.add_argument("--record", action="store_true")
+    asked = parser.parse_args()
+    todo = cells(asked.cells, Row(settings=SETTINGS, measure=evaluated))
+    empty = cells(asked.empty, Row(settings={}, measure=nothing))
+    usual: dict[str, Callable[[], object]] = {
+        "1 job, 1 thread": lambda: measured(todo, jobs=1),
+        "1 job, 2 threads": lambda: measured(todo, jobs=1, threads=2),
+        "2 jobs, 1 thread each": lambda: measured(todo, jobs=2),
+    }
+    times = interleaved(usual, rounds=asked.rounds, warm=0)
+    costs = {"2 jobs, 1 thread each": overhead(empty, jobs=2)}
+    for processors in (1, 2) if importlib.util.find_spec("ray") else ():
+        with cluster(processors) as address:
+            name = f"Ray, {processors} workers"
+            times |= interleaved({name: lambda at=address: measured(todo, cluster=at)}, rounds=asked.rounds, warm=0)
+            costs[name] = overhead(empty, cluster=address)
+    base = "1 job, 1 thread"
+    for name, taken in times.items():
+        middle, spread = ratio({"a": times[base], "b": taken}, "a", "b")
+        note = f"{3600 * len(todo) / min(taken):.0f} cells an hour at best"
+        row = {"benchmark": "cells of tables", "way": name, "over": base}
+        record(row, "ratio", middle, spread, asked.rounds, note=note)
+    for name, seconds in costs.items():
+        row = {"benchmark": "cells of tables", "way": name}
+        record(row, "overhead, seconds a cell", seconds, 0.0, len(empty), note="cells that measure nothing")
+
+
+def overhead(empty: list[Cell], **where: Any) -> float:
+    """Seconds a cell that measures nothing takes, beside what starting takes."""
+    started = time.perf_counter()
+    measured(empty[:1], **where)
+    first = time.perf_counter()
+    measured(empty, **where)
+    return (time.perf_counter() - first - (first - started)) / (len(empty) - 1)
+
+
+if __name__ == "__main__":
+    main()
