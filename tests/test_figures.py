@@ -20,7 +20,7 @@ from miscue.errors import InputError
 from miscue.evaluation import arenas
 from miscue.hardness import auroc
 from miscue.report import tables_page
-from miscue.report.drawings import Line, Plane, histograms, lines, scatter
+from miscue.report.drawings import Line, Plane, dots, histograms, lines, scatter
 from miscue.report.kinds import KINDS, Made, gathered
 from miscue.tables import FIGURES, TABLES, Figure, Workshop
 from miscue.tables.inside import plane
@@ -104,6 +104,30 @@ def test_lines_of_one_seed_have_no_band_and_one_point_no_line() -> None:
     assert many.count('class="c1"') == many.count('class="c1 dotted"') == 1
     top = Plane(across=(0, 1), up=(0, 11))
     assert paths(many, "line")[11] == at(top, (0, 11), (1, 11))
+
+
+def test_dots_lie_at_means_and_ticks_at_seeds() -> None:
+    drawing = dots({"first": [20.0, 40.0], "second": [90.0]}, across="success, %", known={"second": 80.0})
+    frame = Plane(across=(0, 100), up=(0, 1), left=10, right=410)
+    assert circles(drawing, "dot") == [(frame.x(30), 34), (frame.x(90), 74)]
+    assert circles(drawing, "published") == [(frame.x(80), 74)]
+    seeds = re.findall(r'<line x1="([\d.]+)" x2="\1" y1="(\d+)" y2="\d+" class="seed"', drawing.replace('.0"', '"'))
+    assert [(float(x), int(y)) for x, y in seeds] == [(frame.x(20), 27), (frame.x(40), 27), (frame.x(90), 67)]
+    assert 'aria-label="success, %: first 30.0, second 90.0"' in drawing
+
+
+def test_kinds_of_rows_are_compared(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        ({"data": "a", "attack": "fgsm", "options": {"eps": 0.1}}, [{"success": 50.0}, {"success": 70.0}]),
+        ({"data": "a", "attack": "pgd", "options": {"eps": 0.1}}, [{"success": 100.0}]),
+        ({"data": "b", "attack": "pgd", "options": {"eps": 0.2}}, [{"success": 80.0}]),
+        ({"data": "b", "attack": None}, [{"test_accuracy": 99.0}]),
+    ]
+    found = made(tmp_path, "dots", rows, value="success", apart=("attack", "eps"), panels=("data",))
+    assert [panel.title for panel in found.panels] == ["a", "b"]
+    first, second = (panel.drawing for panel in found.panels)
+    assert [">fgsm, eps 0.1<" in first, ">pgd, eps 0.1<" in first, ">60.0<" in first] == [True] * 3
+    assert second.count('class="dot"') == 1
 
 
 def test_points_lie_where_they_are() -> None:

@@ -152,6 +152,38 @@ def ranged(plane: Plane, line: Line) -> list[str]:
     return out
 
 
+def dots(
+    values: Mapping[str, Sequence[float]], *, across: str, known: Mapping[str, float], reach: Range = (0.0, 100.0)
+) -> str:
+    """A dot for each name at the mean over its seeds, a fine tick for each seed; a published figure is a ring.
+
+    Args:
+        values: name -> the values of the seeds, at least one.
+        across: what the axis is of.
+        known: name -> the figure to compare with, where there is one.
+        reach: the axis' range.
+    """
+    height = 40.0
+    plane = Plane(across=reach, up=(0.0, 1.0), left=10.0, right=WIDTH - 10, top=8.0, bottom=12 + height * len(values))
+    out = []
+    for value in ticks(*reach, count=5):
+        out.append(element("line", x1=plane.x(value), x2=plane.x(value), y1=8, y2=plane.bottom, class_="grid"))
+        out.append(text(plane.x(value), plane.bottom + 18, short(value), text_anchor="middle", class_="tick"))
+    out.append(text(WIDTH / 2, plane.bottom + 38, across, text_anchor="middle", class_="tick"))
+    for k, (name, seen) in enumerate(values.items()):
+        y, middle = 34 + k * height, mean(seen)
+        shape = [element("line", x1=plane.x(x), x2=plane.x(x), y1=y - 7, y2=y + 7, class_="seed") for x in seen]
+        if name in known:
+            shape.append(element("circle", cx=plane.x(known[name]), cy=y, r=8, class_="published"))
+        shape.append(element("circle", cx=plane.x(middle), cy=y, r=5, class_="dot"))
+        out.append(element("line", x1=plane.left, x2=plane.right, y1=y, y2=y, class_="grid"))
+        out.append(element("g", "".join(shape), class_=style(0)))
+        out.append(text(plane.left, y - 11, name, class_="name"))
+        out.append(text(plane.right, y - 11, number(middle), text_anchor="end", class_="name"))
+    spoken = ", ".join(f"{name} {number(mean(seen))}" for name, seen in values.items())
+    return svg(WIDTH, plane.bottom + 44, out, tone="", label=f"{across}: {spoken}")
+
+
 def scatter(points: Sequence[Sequence[float]], *, across: Range, up: Range, axes: tuple[str, str], label: str) -> str:
     """Points of classes in a plane, the number of each class at the middle of its points.
 

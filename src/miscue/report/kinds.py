@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from miscue.report import figures
-from miscue.report.drawings import Line, histograms, lines, scatter, style
+from miscue.report.drawings import Line, dots, histograms, lines, scatter, style
 from miscue.report.explain_page import SIGNED, coloured, overlay
 from miscue.report.figures import number
 from miscue.tables import Figure
@@ -169,6 +169,20 @@ def swept(figure: Figure, rows: Sequence[Shown]) -> Made:
             )
         panels.append(Panel(title=title, drawing=lines(drawn, across=figure.across, up=plain(figure.value))))
     return Made(panels=panels, key=legend(every) if len(every) > 1 else [])
+
+
+def compared(figure: Figure, rows: Sequence[Shown]) -> Made:
+    """A measure of several kinds of rows on one scale."""
+    panels = []
+    for title, some in grouped(figure, rows, figure.panels).items():
+        kinds = grouped(figure, some, figure.apart)
+        seen = {name: [value for row in of for value in row.values(figure.value)] for name, of in kinds.items()}
+        seen = {name: values for name, values in seen.items() if values}
+        known = {name: of[0].published(figure.value) for name, of in kinds.items()}
+        if seen:
+            rings = {name: value for name, value in known.items() if value is not None}
+            panels.append(Panel(title=title, drawing=dots(seen, across=plain(figure.value), known=rings)))
+    return Made(panels=panels)
 
 
 def confusion(figure: Figure, rows: Sequence[Shown]) -> Made:
@@ -373,6 +387,7 @@ KINDS: dict[str, Callable[[Figure, Sequence[Shown]], Made]] = {
     "curves": curves,
     "learning": learning,
     "lines": swept,
+    "dots": compared,
     "confusion": confusion,
     "transfer": transfer,
     "points": scattered,

@@ -29,6 +29,7 @@ class Figure:
 
 
 BAND = "Lines are means over the seeds, bands reach from the lowest to the highest."
+DOTS = "A dot is the mean, a fine line one seed."
 RINGS = "Rings are the published figures."
 BODIES = ("cnn-padded", "cnn-small-padded")
 OPTIMIZERS = ("sgd", "momentum", "adam", "rmsprop", "adabound")
@@ -80,7 +81,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(
             kind="transfer",
             title="Test accuracy of other learners",
-            said=f"A dot is the mean, a fine line one seed. {RINGS}",
+            said=f"{DOTS} {RINGS}",
             panels=("data",),
         ),
     ),
@@ -126,6 +127,91 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             apart=("victim",),
             panels=("data", "poison"),
             words={"poison": "clean images"} | {f"{body}+{name}": name for body in BODIES for name in OPTIMIZERS},
+        ),
+    ),
+    "attacks": (
+        Figure(
+            kind="dots",
+            title="What an attack leaves of the accuracy",
+            said=f"Each image counts as right only if the attack on it fails. {DOTS}",
+            value="robust_accuracy",
+            apart=("attack", "eps"),
+            panels=("data",),
+        ),
+        Figure(
+            kind="dots",
+            title="One perturbation for all images",
+            said=f"The share of test images whose class it changes. {DOTS}",
+            value="fooling_rate",
+            apart=("attack", "eps"),
+            panels=("data",),
+        ),
+    ),
+    "one-pixel": (
+        Figure(
+            kind="dots",
+            title="Images that one pixel turns",
+            said=f"Of the images that are read right. {DOTS}",
+            value="success",
+            apart=("attack", "until"),
+            panels=("data",),
+            words={"named": "until another class is named"},
+        ),
+    ),
+    "patches": (
+        Figure(
+            kind="dots",
+            title="Images that one patch turns, at random places",
+            said=f"Test images; the patch is made from training images. {DOTS}",
+            value="success",
+            apart=("form", "area", "target"),
+            panels=("data",),
+        ),
+    ),
+    "hard-samples": (
+        Figure(
+            kind="dots",
+            title="What finds them",
+            said=f"The area under the ROC curve; 50 is chance. {DOTS}",
+            value="auc",
+            apart=("by",),
+            panels=("finds",),
+        ),
+    ),
+    "defences": (
+        Figure(
+            kind="dots",
+            title="Accuracy under a square made on the defended network",
+            said=DOTS,
+            value="robust_accuracy",
+            apart=("defence",),
+        ),
+        Figure(
+            kind="dots",
+            title="Images that a universal patch made on the defended network turns",
+            said=DOTS,
+            value="success",
+            apart=("defence",),
+        ),
+        Figure(kind="dots", title="Accuracy on clean images", said=DOTS, value="accuracy", apart=("defence",)),
+    ),
+    "cleaners": (
+        Figure(
+            kind="dots",
+            title="Test accuracy after a cleaner",
+            said=DOTS,
+            apart=("cleaner",),
+            panels=("poison",),
+            words={"poison": "clean images", "cleaner": "as it is"},
+        ),
+    ),
+    "certificates": (
+        Figure(
+            kind="dots",
+            title="Certified against every patch of that size",
+            said=DOTS,
+            value="certified_accuracy",
+            apart=("network", "patch"),
         ),
     ),
     "stickers": (
