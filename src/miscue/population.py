@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 from torch.nn import functional as F
 
 from miscue.data import Batch, Data, floats, orders
@@ -25,7 +23,7 @@ from miscue.dice import Dice
 from miscue.losses import plain
 from miscue.marks import Pixels
 from miscue.models.heads import Nystrom
-from miscue.models.layers import BatchNorm1d, BatchNorm2d, together
+from miscue.models.stacked import Stacked
 from miscue.train import moving, scheduled
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError, Workers, cores
@@ -160,52 +158,3 @@ def summed(model: nn.Module, batch: Batch) -> Tensor:
     """The sum of the members' mean losses: each member's gradient is that of its own loss."""
     scores = model(batch.x)
     return F.cross_entropy(scores.flatten(0, 1), batch.y.flatten(), reduction="sum") / batch.y.shape[1]
-
-
-class Stacked(nn.Module):
-    """Models of one architecture as a single module: (k, n, c, h, w) -> scores (k, n, classes)."""
-
-    def __init__(self, models: Sequence[nn.Module]):
-        super().__init__()
-        self.models = list(models)
-        parameters, buffers = stack_module_state(self.models)
-        self.names = {name: name.replace(".", "-") for name in (*parameters, *buffers)}
-        for name, tensor in parameters.items():
-            self.register_parameter(self.names[name], nn.Parameter(tensor.detach()))
-        for name, tensor in buffers.items():
-            self.register_buffer(self.names[name], tensor)
-        self.one = [deepcopy(self.models[0]).to("meta")]  # in a list: its own parameters are none of ours
-        for module in self.one[0].modules():
-            if isinstance(module, BatchNorm1d | BatchNorm2d):  # the library's cannot be stacked on a GPU
-                module.forward = partial(normalised, module)  # type: ignore[method-assign]
-
-    def train(self, mode: bool = True) -> Stacked:
-        """Training mode for all members."""
-        self.one[0].train(mode)
-        return super().train(mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Every member on its own images."""
-        state = {name: getattr(self, own) for name, own in self.names.items()}
-
-        def member(state: dict[str, Tensor], x: Tensor) -> Tensor:
-            scores: Tensor = functional_call(self.one[0], state, (x,))
-            return scores
-
-        return torch.vmap(member, randomness="different")(state, x)
-
-    def separate(self) -> Iterator[nn.Module]:
-        """The members as models of their own, in eval mode."""
-        for i, model in enumerate(self.models):
-            model.load_state_dict({name: getattr(self, own)[i] for name, own in self.names.items()})
-            yield model.eval()
-
-
-def normalised(layer: BatchNorm1d | BatchNorm2d, x: Tensor) -> Tensor:
-    """What BatchNorm makes of x (n, c) or (n, c, h, w), by its formula, in float32 also of bfloat16."""
-    x = x.float() if x.dtype == torch.bfloat16 else x
-    if layer.training:
-        return together(layer, x)
-    mean, scale = layer.get_buffer("running_mean"), (layer.get_buffer("running_var") + layer.eps).rsqrt()
-    mean, scale, weight, bias = (t.view(-1, *[1] * (x.ndim - 2)) for t in (mean, scale, layer.weight, layer.bias))
-    return (x - mean) * scale * weight + bias
