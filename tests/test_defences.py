@@ -22,7 +22,6 @@ from miscue.defences.adversarial import Adversarial
 from miscue.defences.bounded import bound, functional_relus, leaky, tuning
 from miscue.defences.feature_norm import feature_norm
 from miscue.defences.occluded import Occluded
-from miscue.defences.scenic import Scenic
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import pgd
@@ -181,7 +180,7 @@ def test_activations_are_counted(model: nn.Module, data: Data) -> None:
     }
 
 
-@pytest.mark.parametrize("loss", [Adversarial(eps=0.1, steps=3), Occluded(side=4), Scenic()])
+@pytest.mark.parametrize("loss", [Adversarial(eps=0.1, steps=3), Occluded(side=4)])
 def test_losses_train_and_leave_modes_alone(loss: object, data: Data) -> None:
     model = Victim(network="cnn-small", recipe=RECIPE, loss=loss)(data, Dice(0))
     assert accuracy(model, data) > 80

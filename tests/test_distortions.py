@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from miscue.distortions import DISTORTIONS, warped
 from miscue.errors import InputError
-from miscue.evasions.scene import BOUNDS, render
+from miscue.formation import BOUNDS, render, staged
 from miscue.measures.robustness import robust_to
 
 EVERY = pytest.mark.parametrize("name", DISTORTIONS)
@@ -138,3 +138,14 @@ def test_what_is_left_of_an_attack() -> None:
     assert kept == sorted(kept, reverse=True)
     with pytest.raises(InputError, match="must match"):
         robust_to(DISTORTIONS["noise"], Bright(), clean, attacked[:3], y)
+
+
+def test_a_share_of_the_images_is_staged() -> None:
+    x = torch.rand(400, 3, 8, 8)
+    shown = staged(x, 0.25, generator())
+    changed = (shown != x).flatten(1).any(1)
+    assert 60 < int(changed.sum()) < 140
+    assert torch.equal(shown, staged(x, 0.25, generator()))
+    assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
+    assert bool((staged(x, 1.0, generator()) != x).flatten(1).any(1).all())
+    assert torch.equal(staged(x, 0.0, generator()), x)

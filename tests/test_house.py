@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 FLOORS = [
     {"errors"},
     {"dice", "files", "images", "balls", "labels", "lanes", "memory", "room", "team", "workers"},
-    {"data", "scenes", "distortions"},
+    {"data", "scenes", "distortions", "formation"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
     {"explainers", "evasions"},

@@ -368,7 +368,7 @@ def test_moves_and_holes_by_hand() -> None:
 
 
 def test_augmented_training_draws_anew_and_repeats(data: Data) -> None:
-    recipe = Recipe(lr=0.05, epochs=2, batch_size=32, shift=1, holes=2, hole=4)
+    recipe = Recipe(lr=0.05, epochs=2, batch_size=32, shift=1, scenes=0.5, holes=2, hole=4)
     stream = list(batches(data, size=32, epochs=2, dice=Dice(1)))
     one, other = (list(augmented(stream, recipe, Dice(2))) for _ in range(2))
     assert all(torch.equal(a.x, b.x) for a, b in zip(one, other, strict=True))
@@ -380,3 +380,5 @@ def test_augmented_training_draws_anew_and_repeats(data: Data) -> None:
         assert torch.equal(a, b)
     with pytest.raises(InputError, match="must not be negative"):
         Recipe(holes=-1)
+    with pytest.raises(InputError, match="share of the images"):
+        Recipe(scenes=1.5)

@@ -350,7 +350,7 @@ def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
         "from miscue.tables.defences import victims\n"
         "from miscue.tables.nets import arena\n"
         f"workshop = Workshop(__import__('pathlib').Path({str(tmp_path)!r}))\n"
-        "for name in ('none', 'holes', 'adversarial', 'scenic'):\n"
+        "for name in ('none', 'holes', 'adversarial', 'scenes'):\n"
         "    arena('digits', 0, workshop, victim=victims('digits')[name])\n"
     )
     for _ in range(2):

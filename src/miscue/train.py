@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
+from miscue.formation import staged
 from miscue.images import rectangles
 from miscue.losses import Loss, plain
 from miscue.models.networks import device_of, placed
@@ -36,6 +37,8 @@ class Recipe:
     epochs: passes over the data; batch_size: images a step.
     schedule: "constant", or "cosine" (the rate falls to 0 along half a cosine).
     shift: each image is moved by up to so many pixels, its edge going on, anew in each pass.
+    scenes: a share of the images, drawn anew in each pass, is shown in a random scene: turned, tilted, lit and coloured
+        otherwise, out of focus (`formation`).
     holes, hole: so many grey squares of `hole` pixels' side are put on each image, anew in each pass; what a network
         learns then, it need not see whole. They may overlap.
     precision: "float32", "bfloat16" (autocast: parameters stay float32), or "auto": bfloat16 where the device has units
@@ -51,6 +54,7 @@ class Recipe:
     schedule: str = "constant"
     precision: str = "float32"
     shift: int = 0
+    scenes: float = 0.0
     holes: int = 0
     hole: int = 9
 
@@ -60,6 +64,8 @@ class Recipe:
         lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
         if min(self.shift, self.holes) < 0 or self.hole < 1:
             raise InputError("shift and holes must not be negative, hole must be positive")
+        if not 0 <= self.scenes <= 1:
+            raise InputError(f"scenes is a share of the images, between 0 and 1, got {self.scenes:g}")
         if not self.lr > 0 or self.epochs < 1 or self.batch_size < 1:
             raise InputError(
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
@@ -68,7 +74,7 @@ class Recipe:
     @property
     def moves(self) -> bool:
         """Whether images are changed anew in each pass."""
-        return bool(self.shift or self.holes)
+        return bool(self.shift or self.scenes or self.holes)
 
     def make_optimizer(self, model: nn.Module | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimiser of this recipe over the model's parameters, or over groups of some."""
@@ -157,7 +163,7 @@ def fitting(
 
 
 def augmented(stream: Iterable[Batch], recipe: Recipe, dice: Dice) -> Iterable[Batch]:
-    """The batches with the recipe's moves and holes; poison lies under both."""
+    """The batches with the recipe's moves, scenes and holes; poison lies under all of them."""
     move = moving(recipe, dice)
     return (replace(batch, x=move(batch.x)) for batch in stream) if recipe.moves else stream
 
@@ -169,6 +175,7 @@ def moving(recipe: Recipe, dice: Dice) -> Callable[[Tensor], Tensor]:
     def move(x: Tensor) -> Tensor:
         generator = dice.named("augment", next(numbers)).generator()
         x = moved(x, recipe.shift, generator) if recipe.shift else x
+        x = staged(x, recipe.scenes, generator) if recipe.scenes else x
         for _ in range(recipe.holes):
             x = holed(x, recipe.hole, generator)
         return x

@@ -24,6 +24,7 @@ from miscue.cli.options import (
     THREADS,
     command_line,
     device,
+    fraction,
 )
 from miscue.cli.rank import EMPHASIS, emphasis_of
 from miscue.data import Data, Splits
@@ -64,6 +65,14 @@ def train(
         str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}; default: the victim's own.")
     ] = None,
     shift: Annotated[int, typer.Option(help="Move each image by up to so many pixels, anew in each pass.", min=0)] = 0,
+    scenes: Annotated[
+        float,
+        typer.Option(
+            help="Show such a share of the images, drawn anew in each pass, turned, tilted, lit or coloured otherwise.",
+            parser=fraction,
+            metavar="NUMBER",
+        ),
+    ] = 0.0,
     holes: Annotated[
         int, typer.Option(help="Put so many grey squares on each image, anew in each pass; see --hole.", min=0)
     ] = 0,
@@ -108,7 +117,7 @@ def train(
         where = device(device_, threads)
         chosen = network(victim, epochs, precision)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
-        recipe = replace(chosen.recipe, shift=shift, holes=holes, hole=hole)
+        recipe = replace(chosen.recipe, shift=shift, scenes=scenes, holes=holes, hole=hole)
         recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)

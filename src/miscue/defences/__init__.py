@@ -6,10 +6,9 @@ from miscue.defences.adversarial import Adversarial
 from miscue.defences.bounded import bound, tuning
 from miscue.defences.feature_norm import feature_norm
 from miscue.defences.occluded import Occluded
-from miscue.defences.scenic import Scenic
 from miscue.losses import Loss
 
-LOSSES: dict[str, Callable[..., Loss]] = {"adversarial": Adversarial, "occluded": Occluded, "scenic": Scenic}
+LOSSES: dict[str, Callable[..., Loss]] = {"adversarial": Adversarial, "occluded": Occluded}
 """Losses that a network can be trained by instead of the plain one; keyword arguments are their settings."""
 
-__all__ = ["LOSSES", "Adversarial", "Occluded", "Scenic", "bound", "feature_norm", "tuning"]
+__all__ = ["LOSSES", "Adversarial", "Occluded", "bound", "feature_norm", "tuning"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from miscue.cleaners import CLEANERS
 from miscue.data import Data
-from miscue.defences import Adversarial, Occluded, Scenic, bound, feature_norm, tuning
+from miscue.defences import Adversarial, Occluded, bound, feature_norm, tuning
 from miscue.defences.bounded import leaky
 from miscue.detectors.patchcleanser import Masks, cleanse
 from miscue.dice import Dice
@@ -194,11 +194,11 @@ def victims(data: str) -> dict[str, Victim]:
         "occluded": replace(usual, loss=Occluded(side=side + 2, steps=2 if small else 5)),
         "holes": holed(data),
         "adversarial": replace(usual, loss=Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)),
-        "scenic": replace(usual, loss=Scenic()),
+        "scenes": replace(usual, recipe=replace(usual.recipe, scenes=1.0)),
     }
 
 
-DEFENCES = ("none", "occluded", "holes", "adversarial", "scenic", "bounded", "feature-norm")
+DEFENCES = ("none", "occluded", "holes", "adversarial", "scenes", "bounded", "feature-norm")
 
 
 @lru_cache(maxsize=8)
