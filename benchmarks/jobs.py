@@ -1,17 +1,15 @@
 """How many cells an hour the runner of tables measures: by one job, by two, and on Ray; and what a cell costs besides.
 
-    MISCUE_DATA=DIR python benchmarks/jobs.py [--record] [--cells 8] [--rounds 3] [--empty 200]
+    MISCUE_DATA=DIR python benchmarks/jobs.py [--record] [--cells 8] [--rounds 3] [--empty 200] [--ray]
 
 A cell trains the small network for one pass over MNIST and scores it. Ratios are cells in the same time over those of
 one job of one thread, workers started anew in each case, as a run starts them. Overhead: seconds that a cell which
-measures nothing takes, beyond the first. Ray is left out where it is not installed; its clusters have one processor, or
-two.
+measures nothing takes, beyond the first. With --ray also on clusters of Ray that have one processor, or two.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import socket
 import subprocess
@@ -74,6 +72,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--empty", type=int, default=200)
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     todo = cells(asked.cells, Row(settings=SETTINGS, measure=evaluated))
@@ -85,7 +84,7 @@ def main() -> None:
     }
     times = interleaved(usual, rounds=asked.rounds, warm=0)
     costs = {"2 jobs, 1 thread each": overhead(empty, jobs=2)}
-    for processors in (1, 2) if importlib.util.find_spec("ray") else ():
+    for processors in (1, 2) if asked.ray else ():
         with cluster(processors) as address:
             name = f"Ray, {processors} workers"
             times |= interleaved({name: lambda at=address: measured(todo, cluster=at)}, rounds=asked.rounds, warm=0)
