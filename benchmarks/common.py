@@ -12,19 +12,15 @@ from pathlib import Path
 import torch
 
 from miscue.run import append, commit, device_name
+from miscue.tables.poisoned import device as here
 
 RESULTS = Path(__file__).parent.parent / "results"
-
-
-def here() -> str:
-    """CUDA where it is present."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def done(case: Callable[[], object]) -> None:
     """Run a case to its end, on a GPU too."""
     case()
-    if torch.cuda.is_available():
+    if here() == "cuda":
         torch.cuda.synchronize()
 
 

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import here, interleaved, ratio, record
+from common import interleaved, ratio, record
 from miscue.dice import Dice
 from miscue.evasions import one_pixel, pgd
 from miscue.memory import keep_freed_memory
 from miscue.models.modes import frozen
 from miscue.models.networks import placed
 from miscue.models.store import Plan, build
+from miscue.tables.poisoned import device as here
 
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
 

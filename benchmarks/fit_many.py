@@ -14,11 +14,12 @@ import statistics
 
 import torch
 
-from common import here, interleaved, record
+from common import interleaved, record
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.population import Member, population, stacked_fits
 from miscue.readers import read
+from miscue.tables.poisoned import device as here
 from miscue.train import Recipe
 from miscue.victims import Victim
 from miscue.workers import cores

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from common import RESULTS, here, line
+from common import RESULTS, line
 from miscue.data import Data
 from miscue.dice import Dice
 from miscue.measures.accuracy import accuracy
@@ -23,6 +23,7 @@ from miscue.models.store import Plan, build
 from miscue.readers import read
 from miscue.run import append
 from miscue.tables.nets import RECIPE
+from miscue.tables.poisoned import device
 from miscue.train import Recipe, fitting
 from miscue.workers import Workers
 
@@ -67,9 +68,9 @@ def tried(sets: tuple[Data, Data], job: tuple[str, int]) -> float:
     """The error on held-out tracks of a candidate's network under a seed, in percent."""
     name, seed = job
     network, recipe = CANDIDATES[name]
-    train, kept = (one.to(here()) for one in sets)
+    train, kept = (one.to(device()) for one in sets)
     plan = Plan(name=network, shape=train.shape, options={"classes": len(train.classes)})
-    model = placed(build(plan, Dice(seed)), here())
+    model = placed(build(plan, Dice(seed)), device())
     for _ in fitting(model, train, recipe, Dice(seed).named("training")):
         pass
     return 100 - accuracy(model, kept)
@@ -103,9 +104,9 @@ def main() -> None:
                 found[name],
                 data="gtsrb, training images only",
                 seconds=time.monotonic() - started,
-                command="python benchmarks/tune_signs.py",
+                command=f"python benchmarks/tune_signs.py --seeds {asked.seeds} --only '{name}'",
                 note="clean images of held-out tracks; seconds since the first training",
-                device=here(),
+                device=device(),
             )
             print(f"{name:32} {made['mean']:6.2f} +- {made['std'] or 0:.2f} %", flush=True)
             if asked.record:

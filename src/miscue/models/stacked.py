@@ -97,9 +97,7 @@ def convolution(layer: nn.Module, own: Own, x: Tensor, count: int) -> Tensor:
     """(n, k i, h, w) -> (n, k o, h', w')."""
     assert isinstance(layer, nn.Conv2d)
     bias = own["bias"].flatten() if "bias" in own else None
-    return F.conv2d(
-        x, own["weight"].flatten(0, 1), bias, layer.stride, layer.padding, layer.dilation, groups=count * layer.groups
-    )
+    return F.conv2d(x, own["weight"].flatten(0, 1), bias, layer.stride, layer.padding, layer.dilation, groups=count)
 
 
 def normalised_maps(layer: nn.Module, own: Own, x: Tensor, count: int) -> Tensor:
