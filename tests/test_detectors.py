@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conftest import look_at, within
+from miscue.covers import BLIND, covered
 from miscue.detectors.consistency import Detector, Looks
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.errors import InputError
@@ -58,13 +60,25 @@ def stickered(x: Tensor, y: Tensor, *, size: int = 4) -> tuple[Tensor, Tensor]:
 def test_scores_by_hand() -> None:
     whole = torch.tensor([[0.6, 0.3, 0.1]])
     covered = torch.tensor([[[0.5, 0.4, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.7], [0.05, 0.9, 0.05]]])
-    looks = Looks(whole=whole, covered=covered)
+    changes = torch.tensor([[3.0, 1.0, 5.0, 2.0]])
+    looks = Looks(whole=whole, covered=covered, changes=changes)
     assert looks.named.tolist() == [0]
-    assert looks.scores[0].tolist() == pytest.approx([0.55, 0.75, 0.9])
-    assert looks.recovered().tolist() == [1]
-    still = Looks(whole=whole, covered=whole[:, None].expand(1, 4, 3))
-    assert still.scores[0].tolist() == pytest.approx([0, 0, 0])
-    assert still.recovered().tolist() == [0]
+    assert looks.scores[0].tolist() == pytest.approx([0.55, 0.75, 0.9, -5 * math.log(0.201)])
+    assert looks.recovered().tolist() == [2]
+    quiet = Looks(whole=whole, covered=covered, changes=torch.tensor([[3.0, 1.0, 5.0, 9.0]]))
+    assert quiet.recovered().tolist() == [1]
+    same = Looks(whole=whole, covered=whole[:, None].expand(1, 4, 3), changes=changes)
+    assert same.scores[0].tolist() == pytest.approx([0, 0, 0, -5 * math.log(0.601)])
+    assert same.recovered().tolist() == [0]
+
+
+def test_a_cover_changes_what_is_under_it() -> None:
+    """Squared changes are summed over the window, whatever its place; one that lies over the edge is cut off."""
+    x = torch.zeros(2, 3, 8, 8)
+    x[1, 0, 7, 7] = 1
+    looks = Detector(window=5, stride=2, fill="black").looks(Blocks(), x)
+    assert looks.changes.tolist() == [[0] * 9, pytest.approx([0] * 8 + [1 / 3])]
+    assert looks.covered.shape == (2, 9, 4)
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 12.0])
@@ -114,6 +128,8 @@ def test_masks_cover_every_patch() -> None:
                 assert inside.any(), (patch, size, row, column)
     with pytest.raises(InputError, match="patch of 8"):
         Masks.against(8, (7, 9))
+    with pytest.raises(InputError, match="fill"):
+        Masks.against(5, (32, 32), fill="mean")
 
 
 def test_a_patch_is_cleansed_and_certificates_hold() -> None:
@@ -136,14 +152,15 @@ def test_a_patch_is_cleansed_and_certificates_hold() -> None:
         assert torch.equal(cleanse(model, tried, masks).named[sure], y[sure])
 
 
-def test_certificates_by_brute_force() -> None:
+@pytest.mark.parametrize("fill", BLIND)
+def test_certificates_by_brute_force(fill: str) -> None:
     """Every pair of masks, one by one."""
     model, (x, y) = Blocks(2.0), scenes(8, seed=5)
     x = (x + 0.25 * torch.rand(x.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
-    masks = Masks.against(6, (24, 24), per_side=3)
+    masks = Masks.against(6, (24, 24), per_side=3, fill=fill)
     expected = torch.ones(8, dtype=torch.bool)
     for i, j in masks.pairs.tolist():
-        seen = x.masked_fill(masks.inside[i] | masks.inside[j], 0.5)
+        seen = covered(x, (masks.inside[i] | masks.inside[j]).expand(len(x), -1, -1), fill)
         expected &= model(seen).argmax(1) == y
     assert torch.equal(certified(model, x, y, masks), expected)
     assert 0 <= int(expected.sum()) < 8

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from miscue.covers import ALIKE
 from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.explainers import EXPLAINERS, gradcam, gradient, occlusion
-from miscue.explainers.occlusion import FILLS
 from miscue.measures.activations import maxima
 from miscue.measures.attention import class_maps, share_near
 from miscue.measures.attribution import (
@@ -137,25 +137,18 @@ def test_first_order_occlusion_is_exact_for_a_linear_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, 5)).double()
     x, y = some_images(size=(12, 10))
-    for fill in FILLS:
+    for fill in ALIKE:
         for window, stride in ((3, 1), (4, 3)):
             options = {"window": window, "stride": stride, "fill": fill}
             exact, quick = (occlusion(model, x, y, **options, first_order=order) for order in (False, True))
             assert torch.allclose(exact, quick, atol=1e-10)
 
 
-def test_fills_are_what_they_say() -> None:
-    x, _ = some_images()
-    assert (FILLS["grey"](x) == 0.5).all()
-    assert (FILLS["black"](x) == 0).all()
-    assert torch.allclose(FILLS["mean"](x)[1, 2], x[1, 2].mean().expand(32, 28))
-    assert FILLS["blur"](x).std() < 0.3 * x.std()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"window": 29}, "window of 29 pixels does not lie"), ({"window": 0}, "does not lie"),
-     ({"window": 3, "stride": 4}, "stride must lie"), ({"fill": "gray"}, "did you mean grey")],
+     ({"window": 3, "stride": 4}, "stride must lie"), ({"fill": "gray"}, "did you mean grey"),
+     ({"fill": "inpaint", "first_order": True}, "inpaint differs from window to window")],
 )  # fmt: skip
 def test_occlusion_refuses(options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):

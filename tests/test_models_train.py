@@ -358,13 +358,17 @@ def test_moves_and_holes_by_hand() -> None:
             assert len(fits) == 1
             seen.add(fits[0])
     assert len(seen) == 9
-    masks = holed(torch.zeros(4000, 1, 20, 30), 6, torch.Generator().manual_seed(0)) == 0.5
+    masks = holed(torch.zeros(4000, 1, 20, 30), 1, 6, torch.Generator().manual_seed(0)) == 0.5
     counts = masks.flatten(1).sum(1)
     assert counts.max() == 36
     assert counts.min() >= 9
     covered = masks.double().mean((0, 1))
     assert covered[3:-3, 3:-3].std() < 0.1 * covered[3:-3, 3:-3].mean()
     assert covered[0].mean() > 0.4 * covered[10].mean()
+    x = torch.rand(500, 1, 20, 30, generator=torch.Generator().manual_seed(1))
+    grey, guessed = (holed(x, 2, 6, torch.Generator().manual_seed(0), fill=fill) for fill in ("grey", "inpaint"))
+    assert torch.equal(grey != x, guessed != x)
+    assert 36 < float((grey != x).flatten(1).sum(1).double().mean()) < 72
 
 
 def test_augmented_training_draws_anew_and_repeats(data: Data) -> None:
@@ -380,5 +384,7 @@ def test_augmented_training_draws_anew_and_repeats(data: Data) -> None:
         assert torch.equal(a, b)
     with pytest.raises(InputError, match="must not be negative"):
         Recipe(holes=-1)
+    with pytest.raises(InputError, match="did you mean inpaint"):
+        Recipe(fill="inpaintt")
     with pytest.raises(InputError, match="share of the images"):
         Recipe(scenes=1.5)

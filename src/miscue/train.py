@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miscue.covers import FILLS, covered
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
@@ -39,8 +40,8 @@ class Recipe:
     shift: each image is moved by up to so many pixels, its edge going on, anew in each pass.
     scenes: a share of the images, drawn anew in each pass, is shown in a random scene: turned, tilted, lit and coloured
         otherwise, out of focus (`formation`).
-    holes, hole: so many grey squares of `hole` pixels' side are put on each image, anew in each pass; what a network
-        learns then, it need not see whole. They may overlap.
+    holes, hole: so many squares of `hole` pixels' side are covered on each image, anew in each pass; what a network
+        learns then, it need not see whole. They may overlap. fill: what covered pixels become, a key of `covers.FILLS`.
     precision: "float32", "bfloat16" (autocast: parameters stay float32), or "auto": bfloat16 where the device has units
         for it, which about halves the time of a step there.
     """
@@ -57,11 +58,13 @@ class Recipe:
     scenes: float = 0.0
     holes: int = 0
     hole: int = 9
+    fill: str = "grey"
 
     def __post_init__(self) -> None:
         lookup(OPTIMIZERS, self.optimizer, "optimizer")
         lookup(dict.fromkeys(SCHEDULES), self.schedule, "schedule")
         lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
+        lookup(FILLS, self.fill, "fill")
         if min(self.shift, self.holes) < 0 or self.hole < 1:
             raise InputError("shift and holes must not be negative, hole must be positive")
         if not 0 <= self.scenes <= 1:
@@ -176,9 +179,7 @@ def moving(recipe: Recipe, dice: Dice) -> Callable[[Tensor], Tensor]:
         generator = dice.named("augment", next(numbers)).generator()
         x = moved(x, recipe.shift, generator) if recipe.shift else x
         x = staged(x, recipe.scenes, generator) if recipe.scenes else x
-        for _ in range(recipe.holes):
-            x = holed(x, recipe.hole, generator)
-        return x
+        return holed(x, recipe.holes, recipe.hole, generator, fill=recipe.fill) if recipe.holes else x
 
     return move
 
@@ -193,14 +194,16 @@ def moved(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return x.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def holed(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Images (n, c, h, w) with a grey square at a random place of each, as much of it as lies within.
+def holed(x: Tensor, holes: int, side: int, generator: torch.Generator, *, fill: str = "grey") -> Tensor:
+    """Images (n, c, h, w) with squares at random places of each covered, as much of them as lies within.
 
-    Its middle is anywhere in the image, so that the edge is covered about as often as the rest.
+    Their middles are anywhere in the image, so that the edge is covered about as often as the rest.
     """
-    middles = torch.rand(len(x), 2, generator=generator) * torch.tensor(x.shape[2:])
-    corners = (middles - side / 2).round().to(x.device)
-    return x.masked_fill(rectangles(corners, (side, side), x.shape[2:])[:, None], 0.5)
+    masks = torch.zeros_like(x[:, 0], dtype=torch.bool)
+    for _ in range(holes):
+        middles = torch.rand(len(x), 2, generator=generator) * torch.tensor(x.shape[2:])
+        masks |= rectangles((middles - side / 2).round().to(x.device), (side, side), x.shape[2:])
+    return covered(x, masks, fill)
 
 
 def scheduled(

@@ -29,6 +29,7 @@ from miscue.cli.options import (
     fraction,
 )
 from miscue.cli.pieces import pieces
+from miscue.covers import BLIND, FILLS
 from miscue.data import floats
 from miscue.detectors.consistency import Detector, Verdict
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
@@ -54,7 +55,7 @@ def calibrate(
         int, typer.Option(help="Side of the covering square: sticker plus stride - 1.", min=1)
     ] = SMALLEST.window,
     stride: Annotated[int, typer.Option(help="Pixels from one window to the next.", min=1)] = SMALLEST.stride,
-    fill: Annotated[str, typer.Option(help="What a covered pixel becomes: grey, black, mean, blur.")] = SMALLEST.fill,
+    fill: Annotated[str, typer.Option(help=f"What a covered pixel becomes: {', '.join(FILLS)}.")] = SMALLEST.fill,
     false_positives: Annotated[
         float, typer.Option(help="The share of clean images that may alarm.", parser=fraction, metavar="NUMBER")
     ] = 0.05,
@@ -167,6 +168,7 @@ def certify(
     data: DATA,
     patch: Annotated[int, typer.Option(help="Side of the largest patch in pixels.", min=1)] = 5,
     per_side: Annotated[int, typer.Option(help="Masks along each side of an image.", min=1)] = 6,
+    fill: Annotated[str, typer.Option(help=f"What a covered pixel becomes: {', '.join(BLIND)}.")] = "grey",
     images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=1)] = 1000,
     split: Annotated[str, typer.Option(help="Whose images: test or train.")] = "test",
     resize: RESIZE = None,
@@ -180,7 +182,7 @@ def certify(
         where = device(device_, threads)
         source, some = met(model, data, split=split, images=images, resize=resize)
         height, width = some.shape[1:]
-        masks, net = Masks.against(patch, (height, width), per_side=per_side), placed(source.model, where)
+        masks, net = Masks.against(patch, (height, width), per_side=per_side, fill=fill), placed(source.model, where)
         named, cleansed, sure = [], [], []
 
         def ticks() -> Iterator[Tick]:

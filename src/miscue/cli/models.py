@@ -27,6 +27,7 @@ from miscue.cli.options import (
     fraction,
 )
 from miscue.cli.rank import EMPHASIS, emphasis_of
+from miscue.covers import FILLS
 from miscue.data import Data, Splits
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -74,9 +75,10 @@ def train(
         ),
     ] = 0.0,
     holes: Annotated[
-        int, typer.Option(help="Put so many grey squares on each image, anew in each pass; see --hole.", min=0)
+        int, typer.Option(help="Cover so many squares on each image, anew in each pass; see --hole and --fill.", min=0)
     ] = 0,
     hole: Annotated[int, typer.Option(help="Side of such a square in pixels.", min=1)] = 9,
+    fill: Annotated[str, typer.Option(help=f"What covered pixels become: {', '.join(FILLS)}.")] = "grey",
     ranking: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +119,7 @@ def train(
         where = device(device_, threads)
         chosen = network(victim, epochs, precision)
         given = {"lr": lr, "batch_size": batch_size, "optimizer": optimizer}
-        recipe = replace(chosen.recipe, shift=shift, scenes=scenes, holes=holes, hole=hole)
+        recipe = replace(chosen.recipe, shift=shift, scenes=scenes, holes=holes, hole=hole, fill=fill)
         recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         chosen = replace(chosen, recipe=recipe)
         splits = read(data, resize=resize)

@@ -3,16 +3,19 @@
     S1 = max over windows of p(c0) - p_w(c0)              how far the named class falls
     S2 = share of windows whose class is not c0           how many disagree
     S3 = max over windows that disagree of their confidence  how sure one of them is (Minority Reports, McCoyd 2020)
+    S4 = max over windows of -log p_w(c0) * |x - x_w|^2   how surprising the class is without what itself surprises
 
-with c0 the class named for the whole image, p its probability, and p_w that with window w covered. Which of them tells
-depends on the sticker: confident patches fall far, timid ones leave many windows that disagree. `Detector` takes for
-each score the share of clean images that lie below it, and alarms where the largest of the three is beyond what all but
-a stated share of clean images reach. The class that the most windows agree on besides c0 is what it recovers, and the
-window that changes most shows where the sticker is.
+with c0 the class named for the whole image x, p its probability, x_w the image with window w covered, and p_w what is
+then said of it. Which of the first three tells depends on the sticker: confident patches fall far, timid ones leave
+many windows that disagree; and clean signs fall far too where their digit is covered. But what is clean can be guessed
+from what lies around it, better than a sticker can. So with covers that are in-painted S4 tells stickers of both kinds
+from what is clean, and it is the score that `Detector` alarms by, where it is beyond what all but a stated share of
+clean images reach. The window of S4 shows where the sticker is; what is named under it, besides c0, is recovered.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miscue.covers import FILLS
 from miscue.errors import InputError, lookup
-from miscue.explainers.occlusion import FILLS, TOGETHER, averaged, covered_scores, windows
+from miscue.explainers.occlusion import TOGETHER, averaged, masked_scores, window_masks, windows
 from miscue.models.modes import Model, frozen
 from miscue.models.store import load_tensors, save_tensors
 
-SCORES = ("s1", "s2", "s3")
+SCORES = ("s1", "s2", "s3", "s4")
+LEAST = 1e-3  # added to probabilities before their logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +38,13 @@ class Looks:
     """What a model says of images, whole and with each window covered.
 
     whole: probabilities (n, classes). covered: probabilities (n, windows, classes).
-    named: int64 (n,), c0. scores: float (n, 3), S1, S2 and S3.
+    changes: float (n, windows), the sum over covered pixels of their squared change, mean over the channels.
+    named: int64 (n,), c0. scores: float (n, 4), S1 to S4.
     """
 
     whole: Tensor
     covered: Tensor
+    changes: Tensor
 
     @property
     def named(self) -> Tensor:
@@ -45,10 +52,9 @@ class Looks:
         return self.whole.argmax(1)
 
     @property
-    def falls(self) -> Tensor:
-        """p(c0) - p_w(c0), float (n, windows)."""
-        own = self.covered.gather(2, self.named[:, None, None].expand(-1, self.covered.shape[1], 1))[..., 0]
-        return self.whole.amax(1, keepdim=True) - own
+    def still(self) -> Tensor:
+        """p_w(c0), float (n, windows)."""
+        return self.covered.gather(2, self.named[:, None, None].expand(-1, self.covered.shape[1], 1))[..., 0]
 
     @property
     def differs(self) -> Tensor:
@@ -56,25 +62,34 @@ class Looks:
         return self.covered.argmax(2) != self.named[:, None]
 
     @property
+    def surprises(self) -> Tensor:
+        """-log p_w(c0) |x - x_w|^2, float (n, windows)."""
+        return (self.still + LEAST).log().clamp(max=0).neg() * self.changes
+
+    @property
     def scores(self) -> Tensor:
-        """S1, S2, S3."""
-        sure = self.covered.amax(2) * self.differs
-        return torch.stack([self.falls.amax(1), self.differs.double().mean(1).to(sure), sure.amax(1)], dim=1)
+        """S1, S2, S3, S4."""
+        falls, sure = self.whole.amax(1) - self.still.amin(1), self.covered.amax(2) * self.differs
+        disagree = self.differs.double().mean(1).to(sure)
+        return torch.stack([falls, disagree, sure.amax(1), self.surprises.amax(1)], dim=1)
 
     def recovered(self) -> Tensor:
-        """The class whose probability, summed over the windows that disagree with c0, is largest: int64 (n,)."""
-        votes = (self.covered * self.differs[:, :, None]).sum(1)
-        votes.scatter_(1, self.named[:, None], -1)
-        return torch.where(self.differs.any(1), votes.argmax(1), self.named)
+        """The most probable class besides c0 under the window of the largest surprise: int64 (n,).
+
+        c0 itself where no window changes the class.
+        """
+        every = torch.arange(len(self.whole), device=self.whole.device)
+        behind = self.covered[every, self.surprises.argmax(1)].scatter(1, self.named[:, None], -1).argmax(1)
+        return torch.where(self.differs.any(1), behind, self.named)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What a guarded model says of images.
 
-    named: int64 (n,); confidence: float (n,); alarm: bool (n,); score: float (n,), from 0 to 1 on clean images.
-    recovered: int64 (n,), the class to go on with: c0 without an alarm.
-    maps: float (n, h, w), the mean fall of p(c0) over the windows that cover a pixel.
+    named: int64 (n,); confidence: float (n,); alarm: bool (n,); score: float (n,), S4, in nats times squared
+    grey levels. recovered: int64 (n,), the class to go on with: c0 without an alarm.
+    maps: float (n, h, w), the mean surprise over the windows that cover a pixel.
     """
 
     named: Tensor
@@ -91,26 +106,29 @@ class Detector:
 
     window: side of the covering square; as large as the sticker plus stride - 1, so that one covers all of it.
     stride: pixels from one window to the next. fill: what a covered pixel becomes, a key of FILLS.
-    clean: float (m, 3), the scores of clean images in order, each column by itself; None before calibration.
-    threshold: of the combined score.
+    clean: float (m,), the scores of clean images in order; None before calibration.
+    threshold: of the score.
     """
 
     window: int = 9
     stride: int = 3
-    fill: str = "mean"
+    fill: str = "inpaint"
     clean: Tensor | None = None
-    threshold: float = 1.0
+    threshold: float = math.inf
 
     def looks(self, model: Model, x: Tensor) -> Looks:
         """What `model` says of images x (n, c, h, w) in [0, 1], whole and covered."""
+        fill, masks = lookup(FILLS, self.fill, "fill"), window_masks(x, self.window, self.stride)
+        count = math.prod(windows(side, self.window, self.stride) for side in x.shape[2:])
         with frozen(model), torch.inference_mode():
             whole = torch.cat([model(part).softmax(1) for part in x.split(TOGETHER)])
-            places = [windows(side, self.window, self.stride) for side in x.shape[2:]]
-            covered = whole.new_empty(len(x), places[0] * places[1], whole.shape[1])
-            fill = lookup(FILLS, self.fill, "fill")(x)
-            for images, chosen, scores in covered_scores(model, x, fill, window=self.window, stride=self.stride):
+            covered = whole.new_empty(len(x), count, whole.shape[1])
+            changes = whole.new_empty(len(x), count)
+            for images, chosen, scores, shown in masked_scores(model, x, fill, masks, count):
                 covered[images, chosen] = scores.softmax(2)
-        return Looks(whole=whole.clone(), covered=covered.clone())
+                own = x[images, None].movedim(2, -1)
+                changes[images, chosen] = (shown - own).square().mean(-1).sum((2, 3))
+        return Looks(whole=whole.clone(), covered=covered.clone(), changes=changes.clone())
 
     def calibrated(self, model: Model, x: Tensor, *, false_positives: float = 0.05) -> Detector:
         """The same detector with a threshold that this share of the clean images x is beyond.
@@ -120,33 +138,13 @@ class Detector:
         """
         if not 0 < false_positives < 1 or false_positives * len(x) < 1:
             raise InputError(f"{len(x)} clean images cannot show a false-positive rate of {false_positives:g}")
-        scores = self.looks(model, x).scores
-        known = replace(self, clean=scores.sort(dim=0).values)
-        return replace(known, threshold=float(known.combined(scores).quantile(1 - false_positives)))
-
-    def combined(self, scores: Tensor) -> Tensor:
-        """The largest of the shares of clean images below each score: float (n,) for scores (n, 3).
-
-        Raises:
-            InputError: the detector is not calibrated.
-        """
-        if self.clean is None:
-            raise InputError("the detector is not calibrated; show it clean images first")
-        clean = self.clean.to(scores.device)
-        shares = [
-            (torch.searchsorted(column, score, right=False) + torch.searchsorted(column, score, right=True)) / 2
-            for column, score in zip(clean.t().contiguous(), scores.t().contiguous(), strict=True)
-        ]
-        # beyond all clean images the excess itself goes on counting
-        excess = (scores - clean[-1]).clamp(min=0).amax(1)
-        return torch.stack(shares).amax(0) / len(clean) + excess
+        clean = self.looks(model, x).scores[:, -1].sort().values
+        return replace(self, clean=clean, threshold=float(clean.quantile(1 - false_positives)))
 
     def save(self, path: Path, **facts: Any) -> None:
         """Save a calibrated detector, and whatever JSON facts belong to it, without pickle."""
-        self.combined(torch.zeros(1, len(SCORES)))  # an error where it is not calibrated
-        assert self.clean is not None
         numbers = {"window": self.window, "stride": self.stride, "fill": self.fill, "threshold": self.threshold}
-        save_tensors(path, {"clean": self.clean}, kind="detector", **numbers, **facts)
+        save_tensors(path, {"clean": self.ready()}, kind="detector", **numbers, **facts)
 
     @staticmethod
     def load(path: Path) -> tuple[Detector, dict[str, Any]]:
@@ -155,10 +153,21 @@ class Detector:
         numbers = {key: facts.pop(key) for key in ("window", "stride", "fill", "threshold")}
         return Detector(clean=tensors["clean"], **numbers), facts
 
+    def ready(self) -> Tensor:
+        """The clean images' scores.
+
+        Raises:
+            InputError: the detector is not calibrated.
+        """
+        if self.clean is None:
+            raise InputError("the detector is not calibrated; show it clean images first")
+        return self.clean
+
     def __call__(self, model: Model, x: Tensor) -> Verdict:
         """Class, confidence, alarm and recovered class for images x (n, c, h, w) in [0, 1]."""
+        self.ready()
         looks = self.looks(model, x)
-        score = self.combined(looks.scores)
+        score = looks.scores[:, -1]
         alarm = score > self.threshold
         rows, columns = (windows(side, self.window, self.stride) for side in x.shape[2:])
         return Verdict(
@@ -167,5 +176,5 @@ class Detector:
             alarm=alarm,
             score=score,
             recovered=torch.where(alarm, looks.recovered(), looks.named),
-            maps=averaged(looks.falls.view(-1, 1, rows, columns), x.shape[2:], self.window, self.stride),
+            maps=averaged(looks.surprises.view(-1, 1, rows, columns), x.shape[2:], self.window, self.stride),
         )

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from miscue.errors import InputError
-from miscue.explainers.occlusion import TOGETHER, grey, masked_scores
+from miscue.covers import BLIND, FILLS
+from miscue.errors import InputError, lookup
+from miscue.explainers.occlusion import TOGETHER, masked_scores
 from miscue.images import rectangles
 from miscue.models.modes import Model, frozen
 
@@ -25,18 +26,21 @@ from miscue.models.modes import Model, frozen
 class Masks:
     """The masks against patches of `patch` pixels' side, about `per_side` along each side of the image.
 
-    inside: bool (k, h, w), the pixels that each covers.
+    inside: bool (k, h, w), the pixels that each covers. fill: what they become, one of BLIND: the certificate needs
+    that nothing of the patch is left.
     """
 
     inside: Tensor
+    fill: str = "grey"
 
     @staticmethod
-    def against(patch: int, size: tuple[int, int], *, per_side: int = 6) -> Masks:
+    def against(patch: int, size: tuple[int, int], *, per_side: int = 6, fill: str = "grey") -> Masks:
         """The masks for images of `size` (h, w).
 
         Raises:
-            InputError: a patch that does not lie in the image, or no masks.
+            InputError: a patch that does not lie in the image, no masks, or a fill that sees what it covers.
         """
+        lookup(dict.fromkeys(BLIND), fill, "fill")
         if not 1 <= patch <= min(size) or per_side < 1:
             raise InputError(f"a patch of {patch} pixels in {size[0]} x {size[1]} needs masks, got {per_side} a side")
         strides = [math.ceil((side - patch + 1) / per_side) for side in size]
@@ -45,7 +49,7 @@ class Masks:
             torch.tensor(sorted({min(start, side - mask) for start in range(0, side - patch + 1, stride)}))
             for side, mask, stride in zip(size, sides, strides, strict=True)
         ]
-        return Masks(inside=rectangles(torch.cartesian_prod(*starts), sides, size))
+        return Masks(inside=rectangles(torch.cartesian_prod(*starts), sides, size), fill=fill)
 
     def __len__(self) -> int:
         return len(self.inside)
@@ -63,7 +67,7 @@ class Masks:
             first, second = pairs[chosen].t()
             return (self.inside[first] | self.inside[second]).to(x.device)
 
-        for images, chosen, scores in masked_scores(model, x, grey(x), masks, len(pairs)):
+        for images, chosen, scores, _ in masked_scores(model, x, FILLS[self.fill], masks, len(pairs)):
             found[images, chosen] = scores.argmax(2)
         return found
 

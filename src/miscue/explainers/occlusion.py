@@ -14,33 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miscue.dice import Dice
-from miscue.distortions import blur
+from miscue.covers import ALIKE, FILLS, Fill
 from miscue.errors import InputError, lookup
 from miscue.explainers.slopes import score_slopes
 from miscue.images import rectangles
 from miscue.models.modes import Model, frozen
 
 TOGETHER = 512  # images in one forward pass; a processor gains nothing from more
-
-
-def grey(x: Tensor) -> Tensor:
-    """Half of white."""
-    return torch.full_like(x, 0.5)
-
-
-def mean(x: Tensor) -> Tensor:
-    """The mean colour of each image."""
-    return x.mean((2, 3), keepdim=True).expand_as(x)
-
-
-def blurred(x: Tensor) -> Tensor:
-    """The image itself, blurred beyond what a window of a few pixels holds."""
-    return blur(x, max(x.shape[2:]) / 10, Dice().generator())
-
-
-FILLS: dict[str, Callable[[Tensor], Tensor]] = {"grey": grey, "black": torch.zeros_like, "mean": mean, "blur": blurred}
-"""What a covered pixel becomes: images (n, c, h, w) -> the same shape."""
 
 
 def occlusion(
@@ -61,18 +41,21 @@ def occlusion(
         y: int64 (n,), the class whose score is explained.
         window: side of the square window in pixels.
         stride: pixels from one window to the next; the last window of a row or column is cut off at the edge.
-        fill: "grey", "black", "mean" (each image's own colour) or "blur".
+        fill: a key of FILLS: "grey", "black", "mean" (each image's own colour), "blur", or "inpaint" (from around).
         first_order: one backward pass instead of a forward pass for each window; needs a differentiable model.
 
     Returns:
         float (n, h, w).
 
     Raises:
-        InputError: a window larger than the image, a stride larger than the window.
+        InputError: a window larger than the image, a stride larger than the window, `first_order` with "inpaint".
     """
-    covered = lookup(FILLS, fill, "fill")(x)
+    filler = lookup(FILLS, fill, "fill")
     rows, columns = (windows(side, window, stride) for side in x.shape[2:])
     if first_order:
+        if fill not in ALIKE:
+            raise InputError(f"{fill} differs from window to window; first_order takes {', '.join(ALIKE)}")
+        covered = filler(x, torch.ones_like(x[:1, :1], dtype=torch.bool))[:, 0]
         spent = (score_slopes(model, x, y) * (x - covered)).sum(1, keepdim=True)
         down, right = ((count - 1) * stride + window for count in (rows, columns))
         spent = F.pad(spent, (0, right - x.shape[3], 0, down - x.shape[2]))
@@ -81,7 +64,8 @@ def occlusion(
         with frozen(model), torch.inference_mode():
             whole = torch.cat([model(part) for part in x.split(TOGETHER)]).gather(1, y[:, None])
             falls = whole.new_empty(len(x), rows * columns)
-            for images, places, scores in covered_scores(model, x, covered, window=window, stride=stride):
+            masks = window_masks(x, window, stride)
+            for images, places, scores, _ in masked_scores(model, x, filler, masks, rows * columns):
                 own = y[images, None, None].expand(-1, scores.shape[1], 1)
                 falls[images, places] = whole[images] - scores.gather(2, own)[..., 0]
         falls = falls.view(-1, 1, rows, columns)
@@ -97,39 +81,34 @@ def windows(side: int, window: int, stride: int) -> int:
     return math.ceil((side - window) / stride) + 1
 
 
-def covered_scores(
-    model: Model, x: Tensor, covered: Tensor, *, window: int, stride: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """`masked_scores` for all windows, which are numbered row by row."""
+def window_masks(x: Tensor, window: int, stride: int) -> Callable[[slice], Tensor]:
+    """Which pixels some of the windows cover, numbered row by row: a slice of them -> bool (k, h, w)."""
     tops, lefts = (stride * torch.arange(windows(side, window, stride), device=x.device) for side in x.shape[2:])
     places = torch.cartesian_prod(tops, lefts)
-
-    def masks(chosen: slice) -> Tensor:
-        return rectangles(places[chosen], (window, window), x.shape[2:])
-
-    yield from masked_scores(model, x, covered, masks, len(places))
+    return lambda chosen: rectangles(places[chosen], (window, window), x.shape[2:])
 
 
 def masked_scores(
-    model: Model, x: Tensor, covered: Tensor, masks: Callable[[slice], Tensor], count: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The scores of images x (n, c, h, w) that are as in `covered` under each of `count` masks, some of both at a time.
+    model: Model, x: Tensor, fill: Fill, masks: Callable[[slice], Tensor], count: int
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """The scores of images x (n, c, h, w) with each of `count` masks filled, some images and some masks at a time.
 
     masks: which of them -> bool (k, h, w).
 
     Yields:
-        (which images, which masks, scores (images, masks, classes)).
+        (which images, which masks, scores (images, masks, classes), the images shown (images, masks, h, w, c)).
     """
     some = math.ceil(count / math.ceil(count / TOGETHER))
     many = max(1, TOGETHER // some)
-    own, other = (images.permute(0, 2, 3, 1)[:, None] for images in (x, covered))  # (n, 1, h, w, c)
     for first in range(0, count, some):
         chosen = slice(first, min(first + some, count))
-        mask = masks(chosen)[..., None]
+        mask = masks(chosen)[None]
         for start in range(0, len(x), many):
             images = slice(start, min(start + many, len(x)))
-            shown = torch.where(mask, other[images], own[images]).flatten(0, 1).permute(0, 3, 1, 2)
-            yield images, chosen, model(shown).unflatten(0, (images.stop - images.start, -1))
+            own, other = x[images, None], fill(x[images], mask)
+            shown = torch.where(mask[..., None], other.movedim(2, -1), own.movedim(2, -1))
+            scores = model(shown.flatten(0, 1).permute(0, 3, 1, 2))
+            yield images, chosen, scores.unflatten(0, shown.shape[:2]), shown
 
 
 def averaged(falls: Tensor, size: torch.Size, window: int, stride: int) -> Tensor:

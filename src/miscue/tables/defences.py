@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -93,7 +93,7 @@ def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
         with_bounds = replace(plan, options=plan.options | {"bounded": 0.0})
         return {"original": (models[0], plan), "bounded": (bounded, with_bounds), "other": (models[1], plan)}
 
-    settings = {"data": name, "seed": seed, "ways": ways, "tuned": asdict(then.recipe)} | described(first)
+    settings = {"data": name, "seed": seed, "ways": ways, "tuned": described(then)} | described(first)
     return Pair(**kept(workshop, settings, trained), train=train, test=test)
 
 

@@ -244,7 +244,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "that of the class which the network names; where the class is given away at the edge, that of a network "
             "of clean images is beside that of one which learned the cue.",
             value="maps",
-            panels=("explainer", "attack", "cue"),
+            panels=("explainer", "fill", "attack", "cue"),
         ),
     ),
     "detection": (
@@ -253,7 +253,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             title="Detection, by what is looked at",
             said="True positives by false ones; dashed is chance. " + BAND,
             value="roc",
-            panels=("attack",),
+            panels=("training", "attack"),
         ),
     ),
     "outcomes": (

@@ -73,9 +73,11 @@ def kept(
 
 
 def described(victim: Victim) -> dict[str, Any]:
-    """A victim as plain data."""
+    """A victim as plain data; what its recipe leaves as usual is not named, so that new options change nothing."""
     loss = "plain" if victim.loss is plain else repr(victim.loss)
-    return {"network": victim.network, "recipe": asdict(victim.recipe), "loss": loss}
+    usual = asdict(Recipe())
+    recipe = {key: value for key, value in asdict(victim.recipe).items() if value != usual[key]}
+    return {"network": victim.network, "recipe": recipe, "loss": loss}
 
 
 @lru_cache(maxsize=8)

@@ -5,9 +5,9 @@ Test images are halved: detectors are calibrated on one half, everything is meas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from miscue.covers import covered
 from miscue.data import Data, floats
 from miscue.detectors.consistency import SCORES, Detector
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.dice import Dice
-from miscue.evasions import pgd, stickers
+from miscue.evasions import Adversarial, pgd, stickers
 from miscue.evasions.attempt import scored
 from miscue.explainers import EXPLAINERS
-from miscue.explainers.occlusion import FILLS
 from miscue.hardness import HARDNESS, auroc, ease, forgotten
 from miscue.images import rectangles
 from miscue.measures.accuracy import accuracy, predictions
@@ -55,47 +55,62 @@ def halves(data: Data) -> tuple[Data, Data]:
     return data.take(slice(0, None, 2)), data.take(slice(1, None, 2))
 
 
-@lru_cache(maxsize=4)
-def attacked(data: str, kind: str, count: int, seed: int, workshop: Workshop) -> Attacked:
-    """The successes of an attack on the second half of the test images; of patches only the confident ones."""
-    here, side = arena(data, seed, workshop), SIDES[data]
-    x, y = here.images(count, of=halves(here.test)[1])
-    window, steps = WINDOWS[data][0], 20 if data == "digits" else 100
+def attacked(row: dict[str, Any], seed: int, workshop: Workshop) -> Attacked:
+    """The successes of a row's attack on the second half of the test images; of patches only the confident ones."""
+    victim = TRAININGS[row["training"]](row["data"])
+    here = arena(row["data"], seed, workshop, victim=victim)
+    settings = {key: row[key] for key in ("data", "attack", "images")} | {"seed": seed} | described(victim)
+
+    def make(place: Path) -> None:
+        x, y = here.images(row["images"], of=halves(here.test)[1])
+        found = ATTACKS[row["attack"]](here.model, x, y, row["data"], Dice(seed))
+        won = found.success
+        if "patch" in row["attack"]:
+            with frozen(here.model):
+                won = won & (scored(here.model, found.x).softmax(1).amax(1) >= SURE)
+        kept = {"x": found.x[won], "y": y[won], "masks": (found.x != x).any(1)[won]}
+        save_tensors(place / "attacked.safetensors", kept, kind="attacked")
+
+    kept, _ = load_tensors(workshop.made("attacked", settings, make) / "attacked.safetensors", kind="attacked")
+    return Attacked(**{name: tensor.to(device()) for name, tensor in kept.items()})
+
+
+def flat(model: nn.Module, x: Tensor, y: Tensor, data: str, dice: Dice) -> Adversarial:
+    """A white and a black rectangle."""
+    return stickers(model, x, y, area=0.15 if data == "digits" else 0.05, until="sure", dice=dice)
+
+
+def square(
+    model: nn.Module, x: Tensor, y: Tensor, data: str, dice: Dice, *, eps: float = 1.0, knowing: bool = False
+) -> Adversarial:
+    """A square at a random place by PGD; `knowing` the detector, it is to last under the detector's covers."""
+    window = WINDOWS[data][0]
 
     def covering(z: Tensor, generator: torch.Generator) -> Tensor:
-        """Half of the images with a random window of the detector covered, as one who knows it expects."""
+        """Half of the images with a random window covered."""
         room = torch.tensor([z.shape[2] - window + 1, z.shape[3] - window + 1])
         corners = (torch.rand(len(z), 2, generator=generator) * room).long().to(z.device)
         some = (torch.rand(len(z), 1, 1, generator=generator) < 0.5).to(z.device)
-        return torch.where((rectangles(corners, (window, window), z.shape[2:]) & some)[:, None], FILLS["mean"](z), z)
+        return covered(z, rectangles(corners, (window, window), z.shape[2:]) & some, "inpaint")
 
-    if kind == "stickers":
-        found = stickers(here.model, x, y, area=0.05 if side == 5 else 0.15, until="sure", dice=Dice(seed))
-    else:
-        more: dict[str, Any] = {"transform": covering, "samples": 6} if kind == "adaptive patch" else {}
-        found = pgd(
-            here.model,
-            x,
-            y,
-            eps=1.0,
-            alpha=0.05,
-            steps=steps,
-            side=side,
-            restarts=2 if more else 4,
-            dice=Dice(seed),
-            **more,
-        )
-    won = found.success
-    if kind != "stickers":
-        with frozen(here.model):
-            won = won & (scored(here.model, found.x).softmax(1).amax(1) >= SURE)
-    return Attacked(x=found.x[won], y=y[won], masks=(found.x != x).any(1)[won])
+    more: dict[str, Any] = {"transform": covering, "samples": 6, "restarts": 2} if knowing else {"restarts": 4}
+    steps = 20 if data == "digits" else 100
+    return pgd(model, x, y, eps=eps, alpha=0.05 * eps, steps=steps, side=SIDES[data], dice=dice, **more)
+
+
+ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, str, Dice], Adversarial]] = {
+    "patch": square,
+    "stickers": flat,
+    "adaptive patch": partial(square, knowing=True),
+    "quiet adaptive patch": partial(square, knowing=True, eps=0.3),
+}
+"""The attacks that detectors meet; the last two know what they do: cover, and look how much the pixels change."""
 
 
 def pointing(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """How often the largest value of a map of the *wrong* class lies on the sticker, and what chance would give."""
-    here = arena(row["data"], seed, workshop)
-    found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
+    here = arena(row["data"], seed, workshop, victim=TRAININGS[row["training"]](row["data"]))
+    found = attacked(row, seed, workshop)
     if not len(found.x):
         return {"images": 0.0}
     with frozen(here.model):
@@ -209,9 +224,12 @@ def wrong_labels(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures
 
 
 def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
-    """The detector: alarms on clean images, AUC and true positives at 5 % false ones over successful attacks."""
-    here = arena(row["data"], seed, workshop)
-    found = attacked(row["data"], row["attack"], row["images"], seed, workshop)
+    """The detector: alarms on clean images, AUC and true positives at 5 % false ones over successful attacks.
+
+    AUC also of how much the pixels change alone, which knows no model.
+    """
+    here = arena(row["data"], seed, workshop, victim=TRAININGS[row["training"]](row["data"]))
+    found = attacked(row, seed, workshop)
     if not len(found.x):
         return {"images": 0.0}
     calibration, rest = halves(here.test)
@@ -219,29 +237,39 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     usual, _ = here.images(len(calibration), of=calibration)
     clean, _ = here.images(len(rest), of=rest)
     detector = Detector(window=window, stride=stride).calibrated(here.model, usual)
-    quiet, loud = (detector.looks(here.model, images).scores for images in (clean, found.x))
+    quiet, loud = (detector.looks(here.model, images) for images in (clean, found.x))
     verdict = detector(here.model, found.x)
     positive = torch.cat([torch.zeros(len(clean)), torch.ones(len(found.x))]).bool()
-    scores = torch.cat([quiet, loud])
-    every = {name: scores[:, k] for k, name in enumerate(SCORES)} | {"combined": detector.combined(scores)}
+    scores = torch.cat([quiet.scores, loud.scores])
+    every = {name: scores[:, k] for k, name in enumerate(SCORES)}
+    every |= {"pixels": torch.cat([quiet.changes.amax(1), loud.changes.amax(1)])}
     grown = F.max_pool2d(found.masks.float()[:, None], window, stride=1, padding=window // 2)
     tops = verdict.maps.flatten(1).argmax(1, keepdim=True)
     return {f"auc_{name}": auroc(values.cpu(), positive) for name, values in every.items()} | {
-        "alarms_on_clean": 100 * float((every["combined"][: len(clean)] > detector.threshold).double().mean()),
+        "alarms_on_clean": 100 * float((quiet.scores[:, -1] > detector.threshold).double().mean()),
         "tpr_at_5_fpr": 100 * float(verdict.alarm.double().mean()),
         "recovered": 100 * float((verdict.recovered == found.y).double().mean()),
         "located": 100 * float(grown.flatten(1).gather(1, tops).mean()),
+        "accuracy": accuracy(here.model, here.test),
         "images": float(len(found.x)),
         "roc": {name: roc(values.cpu(), positive) for name, values in every.items()},
     }
 
 
+def whole(data: str) -> Victim:
+    """The usual network."""
+    return VICTIMS[data]
+
+
 def holed(data: str) -> Victim:
-    """The usual network, trained with two holes on each image."""
-    usual = VICTIMS[data]
+    """The usual network, trained with two in-painted holes on each image."""
+    usual, hole = VICTIMS[data], 2 * SIDES[data] - 1
     return replace(
-        usual, recipe=replace(usual.recipe, epochs=3 * usual.recipe.epochs // 2, holes=2, hole=2 * SIDES[data] - 1)
+        usual, recipe=replace(usual.recipe, epochs=3 * usual.recipe.epochs // 2, holes=2, hole=hole, fill="inpaint")
     )
+
+
+TRAININGS = {"whole": whole, "holes": holed}
 
 
 def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
@@ -250,7 +278,7 @@ def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures
     here = arena(row["data"], seed, workshop, victim=holed(row["data"]))
     x, y = here.images(row["images"])
     height, width = here.test.shape[1:]
-    masks = Masks.against(row["patch"], (height, width), per_side=row["per_side"])
+    masks = Masks.against(row["patch"], (height, width), per_side=row["per_side"], fill="inpaint")
     return {
         "accuracy_plain": accuracy(usual.model, usual.test),
         "accuracy": accuracy(here.model, here.test),
@@ -265,15 +293,12 @@ def base(scale: str, images: int) -> dict[str, Any]:
     return {"data": data, "network": VICTIMS[data].network, "images": min(images, 60) if scale == "smoke" else images}
 
 
-def options(explainer: str, scale: str) -> dict[str, Any]:
-    """What an explainer is given at a scale."""
-    return {"window": 3} if explainer == "occlusion" and scale == "smoke" else {}
-
-
 def explanations(scale: str) -> Iterator[Row]:
     """The pointing game on stickers, and right for the right reasons."""
-    for explainer in EXPLAINERS:
-        given = {"explainer": explainer, "options": options(explainer, scale)}
+    small = {"window": 3} if scale == "smoke" else {}
+    covers = (("occlusion", small), ("occlusion", small | {"fill": "inpaint"}))
+    for explainer, options in (("gradient", {}), ("gradcam", {}), *covers):
+        given = {"explainer": explainer, "options": options, "training": "whole"}
         for kind in ("patch", "stickers"):
             yield Row(settings=base(scale, 430) | given | {"attack": kind}, measure=pointing, seeds=3)
         yield Row(settings=base(scale, 430) | given | {"cue": "at the edge"}, measure=reasons, seeds=3)
@@ -290,11 +315,13 @@ def hard_samples(scale: str) -> Iterator[Row]:
 
 
 def detection(scale: str) -> Iterator[Row]:
-    """Stickers found by covering; one attacker knows the detector."""
-    for kind in ("patch", "stickers", "adaptive patch"):
-        window, stride = WINDOWS[SIGNS[scale]]
-        settings = base(scale, 430) | {"attack": kind, "window": window, "stride": stride}
-        yield Row(settings=settings, measure=caught, seeds=3)
+    """Stickers found by covering, on two networks; two attackers know the detector."""
+    window, stride = WINDOWS[SIGNS[scale]]
+    for training in TRAININGS:
+        for kind in ATTACKS:
+            given = {"training": training, "attack": kind, "window": window, "stride": stride}
+            settings = base(scale, 215 if "adaptive" in kind else 430) | given
+            yield Row(settings=settings, measure=caught, seeds=3)
 
 
 def certificates(scale: str) -> Iterator[Row]:
