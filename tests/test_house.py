@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "miscue"
 FLOORS = [
     {"errors"},
     {"dice", "files", "images", "balls", "labels", "lanes", "memory", "room", "team", "workers"},
-    {"data", "scenes", "distortions", "formation"},
+    {"data", "scenes", "distortions", "formation", "covers"},
     {"losses", "optimizers", "layouts", "download", "models"},
     {"train", "datasets", "measures"},
     {"explainers", "evasions"},

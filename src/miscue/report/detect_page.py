@@ -44,7 +44,7 @@ def html(run: Path) -> str:
             (str(count), "clean"),
             (" images ", ""),
             (str(alarms), "poisoned"),
-            (" change more when part of them is covered than clean images do.", ""),
+            (" surprise more when part of them is covered than clean images do.", ""),
         ],
         tiles=[
             {"label": "alarms", "value": percent(100 * alarms / count), "note": "of the images", "tone": "poisoned"},

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from miscue.covers import covered
 from miscue.data import Data, floats
-from miscue.detectors.consistency import SCORES, Detector
+from miscue.detectors.consistency import SCORES, Detector, Looks
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.dice import Dice
 from miscue.evasions import Adversarial, pgd, stickers
@@ -223,6 +223,16 @@ def wrong_labels(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures
     return {"auc": auroc(-ease(row["by"], here.model, here.data.take(some)), here.wrong[some])}
 
 
+@lru_cache(maxsize=3)
+def guard(data: str, training: str, seed: int, workshop: Workshop) -> tuple[Detector, Looks]:
+    """A detector calibrated on one half of the test images, and how the other half looks to it."""
+    here = arena(data, seed, workshop, victim=TRAININGS[training](data))
+    window, stride = WINDOWS[data]
+    usual, clean = (here.images(len(half), of=half)[0] for half in halves(here.test))
+    detector = Detector(window=window, stride=stride).calibrated(here.model, usual)
+    return detector, detector.looks(here.model, clean)
+
+
 def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """The detector: alarms on clean images, AUC and true positives at 5 % false ones over successful attacks.
 
@@ -232,18 +242,13 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     found = attacked(row, seed, workshop)
     if not len(found.x):
         return {"images": 0.0}
-    calibration, rest = halves(here.test)
-    window, stride = WINDOWS[row["data"]]
-    usual, _ = here.images(len(calibration), of=calibration)
-    clean, _ = here.images(len(rest), of=rest)
-    detector = Detector(window=window, stride=stride).calibrated(here.model, usual)
-    quiet, loud = (detector.looks(here.model, images) for images in (clean, found.x))
-    verdict = detector(here.model, found.x)
-    positive = torch.cat([torch.zeros(len(clean)), torch.ones(len(found.x))]).bool()
+    detector, quiet = guard(row["data"], row["training"], seed, workshop)
+    loud, verdict = detector.looks(here.model, found.x), detector(here.model, found.x)
+    positive = torch.cat([torch.zeros(len(quiet.whole)), torch.ones(len(found.x))]).bool()
     scores = torch.cat([quiet.scores, loud.scores])
     every = {name: scores[:, k] for k, name in enumerate(SCORES)}
     every |= {"pixels": torch.cat([quiet.changes.amax(1), loud.changes.amax(1)])}
-    grown = F.max_pool2d(found.masks.float()[:, None], window, stride=1, padding=window // 2)
+    grown = F.max_pool2d(found.masks.float()[:, None], row["window"], stride=1, padding=row["window"] // 2)
     tops = verdict.maps.flatten(1).argmax(1, keepdim=True)
     return {f"auc_{name}": auroc(values.cpu(), positive) for name, values in every.items()} | {
         "alarms_on_clean": 100 * float((quiet.scores[:, -1] > detector.threshold).double().mean()),
