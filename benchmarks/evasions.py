@@ -48,8 +48,10 @@ def pgd_cases(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], 
     """Ours, the bare loop, and the peers at hand."""
 
     def alone() -> object:
-        with frozen(model):
-            return bare(model, x, y)
+        model.eval().requires_grad_(False)
+        found = bare(model, x, y)
+        model.requires_grad_(True)
+        return found
 
     cases: dict[str, Callable[[], object]] = {
         "bare loop": alone,

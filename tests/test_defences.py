@@ -30,6 +30,7 @@ from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, snapshot, weight_norms
 from miscue.models.bounded import BoundedLeakyReLU, bounds, squared
 from miscue.models.clipping import NormClip
+from miscue.models.functions import Bound
 from miscue.models.store import Plan, load_model, save_model
 from miscue.readers import read
 from miscue.train import Recipe
@@ -69,6 +70,37 @@ def test_bounded_by_its_definition(slope: float) -> None:
     assert torch.autograd.gradcheck(unit, (torch.randn(4, 2).double().requires_grad_(),))
     with pytest.raises(InputError, match="must be positive"):
         BoundedLeakyReLU(torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+@pytest.mark.parametrize("s", [0.0, 0.2])
+def test_bounds_are_differentiable_twice_and_batched(shape: tuple[int, ...], s: float) -> None:
+    torch.manual_seed(0)
+    x = (2 * torch.randn(4, 3, 5, 2).double()).requires_grad_()
+    b = torch.full(shape, 1.2).double().view([1, -1, 1, 1]).requires_grad_()
+
+    def bounded(x: Tensor, b: Tensor) -> Tensor:
+        return Bound.apply(x, b, s)
+
+    by_hand = torch.where(x < 0, s * x, torch.where(x > b, b - s * (x - b), x))
+    assert torch.allclose(bounded(x, b), by_hand)
+    weights = torch.randn_like(x)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), (x, b)) for y in (bounded(x, b), by_hand))
+    assert all(torch.allclose(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert torch.autograd.gradgradcheck(bounded, (x, b))
+    every = torch.stack([x, 2 * x, -x])
+    together = torch.vmap(bounded, in_dims=(0, None))(every, b)
+    assert torch.equal(together, torch.stack([bounded(one, b) for one in every]))
+
+
+def test_bounds_keep_the_precision_of_what_they_bound() -> None:
+    unit = BoundedLeakyReLU(torch.tensor([1.0, 2.0]))
+    x = torch.tensor([[0.5, 3.0], [1.5, 1.0]], dtype=torch.bfloat16).requires_grad_()
+    y = unit(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.tolist() == [[1, 0], [0, 1]]
+    assert torch.allclose(unit.raw.grad, torch.sigmoid(unit.raw), atol=0.01)
 
 
 @pytest.mark.parametrize("per", ["layer", "channel"])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from miscue.models.functions import Borrow, only, twice
 from miscue.models.generators import Down, Last, Up
 from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
+from miscue.models.modes import frozen
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -221,3 +222,48 @@ def test_last_is_a_transposed_convolution(channels: int, size: tuple[int, int]) 
     biases = last.conv.bias.reshape(channels, 2, 2)
     rows, columns = ((torch.arange(side) + 1) % 2 for side in size)
     assert torch.allclose(last(x, torch.Size(size)), library + biases[:, rows[:, None], columns], atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_is_a_line_where_nothing_learns(kept: bool, affine: bool) -> None:
+    """In `frozen` it says what the library's says, has its slopes, and is the library's again afterwards."""
+    torch.manual_seed(0)
+    plain = [nn.BatchNorm2d(3, affine=affine, track_running_stats=kept), BatchNorm2d(3, affine=affine)]
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), *plain, nn.Flatten(), nn.BatchNorm1d(27, affine=affine)).double()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    x = torch.randn(4, 2, 5, 5).double().requires_grad_()
+    wanted = model.eval()(x)
+    (slope,) = torch.autograd.grad(wanted.square().sum(), x)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    with pytest.raises(ZeroDivisionError), frozen(model), frozen(model):
+        lines = [module for module in model if "forward" in vars(module)]
+        assert len(lines) == (3 if kept else 2)
+        found = model(x)
+        (quick,) = torch.autograd.grad(found.square().sum(), x)
+        assert torch.allclose(found, wanted)
+        assert torch.allclose(quick, slope)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model.float()[2](x.bfloat16()[:, :1].expand(-1, 3, -1, -1)).dtype == torch.bfloat16
+        raise ZeroDivisionError
+    assert {name: vars(module).keys() for name, module in model.named_modules()} == {
+        name: kept.keys() for name, kept in before.items()
+    }
+
+
+def test_a_batch_norm_of_another_library_is_left_alone() -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    model = nn.Sequential(Activated(3)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    with frozen(model):
+        assert "forward" not in vars(model[0])
+        assert bool((model(x) >= 0).all())

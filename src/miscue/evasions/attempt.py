@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -74,10 +75,9 @@ class Goal:
 
     def nearness(self, scores: Tensor) -> Tensor:
         """Cross-entropy of y, or less that of the target: float (n,), what an attack by gradients raises."""
-        log_p = scores.log_softmax(1)
         if self.target is None:
-            return -log_p.gather(1, self.y[:, None])[:, 0]
-        return log_p.gather(1, self.target[:, None])[:, 0]
+            return F.cross_entropy(scores, self.y, reduction="none")
+        return -F.cross_entropy(scores, self.target, reduction="none")
 
     def of(self, index: Tensor | slice) -> Goal:
         """The goal for the images at `index`."""

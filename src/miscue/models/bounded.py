@@ -4,8 +4,9 @@
                     x              0 <= x <= b
                     b - s (x - b)  x > b
 
-With s = 0 it is truly bounded; with s > 0 it falls again beyond b, and is bounded above only. b > 0 is learned, through
-a softplus, for a whole layer or for each channel. Its slope is 1 + s where x > b, and 0 elsewhere.
+That is y - s |x - y| with y = min(max(x, 0), b). With s = 0 it is truly bounded; with s > 0 it falls again beyond b,
+and is bounded above only. b > 0 is learned, through a softplus, for a whole layer or for each channel. Its slope is
+1 + s where x > b, and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miscue.errors import InputError
+from miscue.models.functions import Bound
 
 LEAST = 1e-3  # no bound begins below it: where nothing was ever active, nothing may be yet
 
@@ -43,11 +45,9 @@ class BoundedLeakyReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape as x."""
-        b = self.bound
-        if b.ndim:
-            b = b.view(1, -1, *[1] * (x.ndim - 2))
-        y = torch.minimum(F.relu(x), b)
-        return y if not self.slope else y + self.slope * (x.clamp(max=0) - (x - b).clamp(min=0))
+        b = self.bound.to(x)
+        y: Tensor = Bound.apply(x, b.view(1, -1, *[1] * (x.ndim - 2)) if b.ndim else b.view([1] * x.ndim), self.slope)
+        return y
 
     def extra_repr(self) -> str:
         """What print shows."""

@@ -181,6 +181,34 @@ def wanted(ctx: Any, *, x: Tensor, weight: Tensor) -> tuple[bool, bool]:
     return for_x and (ASKED.images or not x.is_leaf), for_weight and (ASKED.weights or not weight.is_leaf)
 
 
+class Bound(Function):
+    """y - s |x - y| with y = min(max(x, 0), b), for bounds b that broadcast; its slopes cost little more than a ReLU's.
+
+    The library gives the slope for b by way of masks, which are slow on a CPU; here all stays in the numbers' own type.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, b: Tensor, s: float) -> Tensor:
+        y = torch.clamp(x, torch.zeros_like(b), b)
+        return torch.sub(y, (x - y).abs_(), alpha=s) if s else y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, b, ctx.s = inputs
+        ctx.save_for_backward(x, b)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, b = ctx.saved_tensors
+        risen = torch.ops.aten.threshold_backward(slope, x, 0)
+        beyond = torch.ops.aten.threshold_backward(risen, x - b, 0)
+        still = slope.lerp(risen, 1 - ctx.s) if ctx.s else risen
+        by_b = (1 + ctx.s) * beyond.sum_to_size(b.shape) if ctx.needs_input_grad[1] else None
+        return torch.sub(still, beyond, alpha=1 + ctx.s), by_b, None
+
+
 class Normalise(Function):
     """x -> z weight + bias, z = (x - mean) r, r = (variance + eps)^-1/2 over each channel; that, the mean and r."""
 

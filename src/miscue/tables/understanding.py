@@ -93,7 +93,7 @@ def square(
         some = (torch.rand(len(z), 1, 1, generator=generator) < 0.5).to(z.device)
         return covered(z, rectangles(corners, (window, window), z.shape[2:]) & some, "inpaint")
 
-    more: dict[str, Any] = {"transform": covering, "samples": 6, "restarts": 2} if knowing else {"restarts": 4}
+    more: dict[str, Any] = {"transform": covering, "samples": 4, "restarts": 2} if knowing else {"restarts": 4}
     steps = 20 if data == "digits" else 100
     return pgd(model, x, y, eps=eps, alpha=0.05 * eps, steps=steps, side=SIDES[data], dice=dice, **more)
 
@@ -325,7 +325,7 @@ def detection(scale: str) -> Iterator[Row]:
     for training in TRAININGS:
         for kind in ATTACKS:
             given = {"training": training, "attack": kind, "window": window, "stride": stride}
-            settings = base(scale, 215 if "adaptive" in kind else 430) | given
+            settings = base(scale, 172 if "adaptive" in kind else 430) | given
             yield Row(settings=settings, measure=caught, seeds=3)
 
 
