@@ -2,8 +2,9 @@
 
     p = argmax E_{x, place, turn, size} log P(target | A(p, x, place, turn, size))
 
-by Adam on random batches. Without a target it is log(1 - P(true class | ...)) that rises. The patch is a square or a
-circle; A turns and scales it and pastes it at a random place where it lies within the image.
+by Adam on random batches, its rate falling to 0 along a line. Without a target it is -log P(true class | ...) that
+rises. The patch is a square or a circle; A turns and scales it and pastes it at a random place where it lies within the
+image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored
-from miscue.losses import unlikelihood
 from miscue.models.modes import Model, frozen
 
 FORMS = ("square", "circle")
@@ -36,7 +36,7 @@ def patch(
     shrink: float = 1.0,
     steps: int = 500,
     batch: int = 64,
-    lr: float = 0.05,
+    lr: float = 0.1,
     dice: Dice | None = None,
 ) -> Adversarial:
     """One patch that makes the model err wherever it lies.
@@ -52,12 +52,12 @@ def patch(
         shrink: its side is drawn between this share of the whole and the whole.
         steps: of Adam.
         batch: images a step.
-        lr: Adam's rate.
+        lr: Adam's first rate.
         dice: for images, places, turns and sizes.
 
     Returns:
-        the images, each with the patch at a fresh random place; `shared` is the patch (c, s, s), `loss` the mean log
-        probability that rose, by step. Put it on other images with `pasted`.
+        the images, each with the patch at a fresh random place; `shared` is the patch (c, s, s), `loss` what rose, by
+        step. Put it on other images with `pasted`.
     """
     lookup(dict.fromkeys(FORMS), form, "form")
     if not (0 < area <= 1 and 0 < shrink <= 1 and turn >= 0 and lr > 0) or min(steps, batch) < 1:
@@ -71,11 +71,12 @@ def patch(
         adam, curve = torch.optim.Adam([p], lr), []
         queries = torch.zeros_like(y)
         generator = named.named("places").generator()
-        for index in drawn_batches(len(x), batch, steps, named):
+        for step, index in enumerate(drawn_batches(len(x), batch, steps, named)):
             index = index.to(x.device)
+            adam.param_groups[0]["lr"] = lr * (1 - step / steps)
             with torch.enable_grad():
                 images = pasted(p, x[index], form=form, turn=turn, shrink=shrink, generator=generator)
-                rises = wanted(model(images), goal.of(index))
+                rises = goal.of(index).nearness(model(images)).mean()
                 (p.grad,) = torch.autograd.grad(-rises, p)
             adam.step()
             p.data.clamp_(0, 1)
@@ -95,11 +96,6 @@ def patch(
         loss=torch.stack(curve),
         shared=p.detach(),
     )
-
-
-def wanted(scores: Tensor, goal: Goal) -> Tensor:
-    """The mean of log p_target, or of log(1 - p_true), whose slope is largest where the model is still right."""
-    return -unlikelihood(scores, goal.y) if goal.target is None else goal.nearness(scores).mean()
 
 
 def side_of(area: float, form: str, x: Tensor) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from miscue.dice import Dice
 from miscue.distortions import DISTORTIONS
@@ -17,7 +18,7 @@ from miscue.evasions.physical import views
 from miscue.measures.accuracy import accuracy
 from miscue.measures.robustness import robust_to
 from miscue.models.modes import frozen
-from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, arena
+from miscue.tables.nets import PHOTOS, PLAIN, SIGNS, VICTIMS, arena
 from miscue.tables.rows import Drawn, Measures, Row, Workshop
 
 EPS = round(8 / 255, 6)
@@ -68,8 +69,12 @@ def fooled(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
 
 
 def patched(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """Test images with a patch made from training images, and with one of noise, at fresh random places."""
-    here, dice, label = arena(row["data"], seed, workshop), Dice(seed).named("patch"), row["target"]
+    """Test images with a patch made from training images, and with one of noise, at fresh random places.
+
+    Of the patch also where its middle lies in the middle of the image, half as wide and high, and where around it.
+    """
+    victim = PLAIN[row["data"]] if row["training"] == "plain" else None
+    here, dice, label = arena(row["data"], seed, workshop, victim=victim), Dice(seed).named("patch"), row["target"]
     (made_from, labels), (x, y) = here.images(4 * row["images"], of=here.train), here.images(row["images"])
     if label is not None:
         made_from, labels = made_from[labels != label], labels[labels != label]
@@ -87,7 +92,21 @@ def patched(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
             named = scored(here.model, seen).argmax(1)
             hit = named != y if label is None else named == label
             found[name] = 100 * float(hit[right].double().mean())
+            if one is made:
+                near = central((seen != x).any(1))
+                for place, there in (("middle", near), ("edge", ~near)):
+                    found[f"{name}_at_the_{place}"] = 100 * float(hit[right & there].double().mean())
     return found
+
+
+def central(masks: Tensor) -> Tensor:
+    """Whether the middle of each mask (n, h, w) lies in the middle half of the image, both ways: bool (n,)."""
+    near = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    for side, other in ((1, 2), (2, 1)):
+        along = masks.sum(other).double()  # (n, side)
+        places = (torch.arange(masks.shape[side], device=masks.device) + 0.5) / masks.shape[side]
+        near &= ((along @ places.double()) / along.sum(1) - 0.5).abs() < 0.25
+    return near
 
 
 def lasting(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
@@ -164,10 +183,18 @@ def patches(scale: str) -> Iterator[Row]:
         "attack": "patch",
         "images": few(scale, 1000),
     }
-    cases = (("square", 0.1, None), ("circle", 0.1, None), ("square", 0.1, 8), ("square", 0.05, None))
-    for form, area, target in cases[:3] if scale == "smoke" else cases:
+    cases = (
+        ("usual", "square", 0.1, None),
+        ("usual", "circle", 0.1, None),
+        ("usual", "square", 0.1, 8),
+        ("usual", "square", 0.05, None),
+        ("plain", "square", 0.1, None),
+    )
+    for training, form, area, target in cases[:3] if scale == "smoke" else cases:
         options = {"form": form, "area": area, "steps": 5 if scale == "smoke" else 1000}
-        yield Row(settings=base | {"options": options, "target": target}, measure=patched, seeds=3)
+        yield Row(
+            settings=base | {"training": training, "options": options, "target": target}, measure=patched, seeds=3
+        )
 
 
 def distortions(scale: str) -> Iterator[Row]:

@@ -164,7 +164,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             title="Images that one patch turns, at random places",
             said=f"Test images; the patch is made from training images. {DOTS}",
             value="success",
-            apart=("form", "area", "target"),
+            apart=("training", "form", "area", "target"),
             panels=("data",),
         ),
     ),
