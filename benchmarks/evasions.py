@@ -26,7 +26,6 @@ from common import interleaved, ratio, record
 from miscue.dice import Dice
 from miscue.evasions import one_pixel, pgd
 from miscue.memory import keep_freed_memory
-from miscue.models.modes import frozen
 from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 from miscue.tables.poisoned import device as here

@@ -10,6 +10,7 @@ measures nothing takes, beyond the first. With --ray also on clusters of Ray tha
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
 import subprocess
@@ -58,6 +59,7 @@ def cluster(processors: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # the cluster's own, for us as well
     words = f"start --head --num-cpus {processors} --port {port} --include-dashboard false --disable-usage-stats"
     subprocess.run([ray, *words.split()], check=True, capture_output=True)
     try:

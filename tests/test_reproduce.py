@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -172,6 +173,37 @@ def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     list(run(todo, tmp_path / "local", jobs=2))
     one, other = (summed(todo, tmp_path / name, COMMAND) for name in ("kept", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+
+
+def test_a_cluster_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there already and wants a token: refused without it, the same records as here with it."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    tool = str(Path(sys.executable).parent / "ray")
+    words = f"start --head --num-cpus 2 --port {address.split(':')[1]} --include-dashboard false --disable-usage-stats"
+    subprocess.run([tool, *words.split()], check=True, capture_output=True)
+    try:
+        alone = [sys.executable, "-c", "import test_reproduce as t; t.by_address()", address, str(tmp_path / "no")]
+        refused = subprocess.run(alone, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True)
+        assert refused.returncode
+        assert "RAY_AUTH_MODE=token" in refused.stderr.splitlines()[-1]
+        alone[-1] = str(tmp_path / "ray")
+        subprocess.run(alone, check=True, capture_output=True)
+    finally:
+        subprocess.run([tool, "stop", "--force"], check=True, capture_output=True)
+    assert lines(tmp_path / "no" / "cells.jsonl") == []
+    list(run(some(1, 2), tmp_path / "local", jobs=2))
+    one, other = (summed(some(1, 2), tmp_path / name, COMMAND) for name in ("ray", "local"))
+    assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
+
+
+def by_address() -> None:
+    """Some cells on the cluster at argv[1], in the folder argv[2]."""
+    list(run(some(1, 2), Path(sys.argv[2]), cluster=sys.argv[1]))
 
 
 @pytest.mark.parametrize(("address", "complaint"), [("127.0.0.1:1", "no Ray cluster at"), ("nowhere", "HOST:PORT")])

@@ -132,14 +132,18 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
     """The lines of the cells, by the workers of a Ray cluster; one that dies loses no more than its own cell's work.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed, or there is no cluster at the address, or it wants a token.
     """
     try:
         import ray
     except ImportError:
         raise InputError("--cluster needs Ray: pip install 'miscue[cluster]'") from None
     refuse_absent(address)
-    ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    try:
+        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        hint = "if it wants a token, as one of `ray start` may, set RAY_AUTH_MODE=token here too"
+        raise InputError(f"the Ray cluster at {address} does not take us in ({error}); {hint}") from None
     try:
         remote = ray.remote(max_retries=2)(measured)
         waiting = {remote.remote(workshop, cell): cell for cell in left}
