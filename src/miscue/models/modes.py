@@ -31,7 +31,7 @@ def frozen(model: Model) -> Iterator[None]:
     """Eval mode, and no gradient for parameters, which nobody needs who asks for that of an image.
 
     BatchNorm is a line for each channel then, and is worked out as such: the library's kernel takes about twice as long
-    forward and back.
+    forward and back. A compiled model is left as it is, since it would be compiled anew.
     """
     if not isinstance(model, nn.Module):
         yield
@@ -40,7 +40,8 @@ def frozen(model: Model) -> Iterator[None]:
     with mode(model, train=False):
         for parameter in learning:
             parameter.requires_grad_(False)
-        lines = {module: Line(module) for module in model.modules() if straight(module)}
+        compiled = hasattr(model, "_orig_mod")
+        lines = {} if compiled else {module: Line(module) for module in model.modules() if straight(module)}
         for module, line in lines.items():
             module.forward = line
         try:
