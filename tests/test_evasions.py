@@ -456,6 +456,16 @@ def test_a_patch_works_where_a_random_one_does_not_and_on_other_images(
     assert hits[0] > hits[1] + 0.4
 
 
+def test_a_patch_begins_several_times(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:60] for part in digits)
+    one, many = (patch(model, x, y, area=0.3, steps=20, batch=10, starts=starts, dice=Dice(3)) for starts in (1, 4))
+    assert len(one.loss) == len(many.loss) == 20
+    assert int(one.queries.sum()) == 10 * 20
+    assert int(many.queries.sum()) == 10 * (20 + 3 * 2)
+    with pytest.raises(InputError, match="all other numbers positive"):
+        patch(model, x, y, starts=0)
+
+
 def test_a_pasted_patch_lies_within_the_image_and_is_itself() -> None:
     p = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.5
     x = torch.zeros(50, 3, 20, 30)
