@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,7 @@ IN_ERRORS = (
     "single-pixel-optimizers",
 )  # tables whose seed states errors, not accuracies
 CRAFTED = ("deepconfuse", "deepconfuse-label-map", "single-pixel")  # tables that have the curves of the crafting, too
+MANY = 20  # measures of a row that are folded on the page
 ASIDE = ("benchmarks", "deepconfuse_search", "victims")  # how settings were found and what they cost: at the page's end
 
 
@@ -233,18 +235,22 @@ def table(records: list[dict[str, Any]]) -> list[str]:
 
 
 def page() -> str:
-    """docs/results.md: every table in results/, as far as it stands; curves are folded."""
+    """docs/results.md: every table in results/, as far as it stands; curves, and rows of many measures, are folded."""
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
     parts += ["Means over n, ± the standard deviation; shares are percentages, in eval mode, after the last epoch.", ""]
     for path in sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem)):
         records = [record | {"row": flat(record["row"])} for record in standing(lines(path))]
         parts += [f"## {path.stem}", ""]
         points: dict[str, list[dict[str, Any]]] = {}
+        common, sizes = shared(records), Counter(words(record["row"]) for record in records)
         for record in records:
-            points.setdefault(record["row"].get("curve", ""), []).append(record)
-        for name, some in points.items():
-            folded = [f"<details><summary>Curve: {name}, {len(some)} points</summary>", ""] if name else []
-            parts += [*folded, *table(some), *(["</details>", ""] if name else [])]
+            row = record["row"]
+            own = words({key: value for key, value in row.items() if key not in common})
+            title = f"Curve: {row['curve']}" if "curve" in row else own if sizes[words(row)] > MANY else ""
+            points.setdefault(title, []).append(record)
+        for title, some in points.items():
+            folded = [f"<details><summary>{title}, {len(some)} numbers</summary>", ""] if title else []
+            parts += [*folded, *table(some), *(["</details>", ""] if title else [])]
         commands = dict.fromkeys(f"- `{r['command']}` (commit {r['commit']}, {r['device']})" for r in records)
         parts += ["Made by:", "", *commands, ""]
     return "\n".join(parts)

@@ -38,7 +38,7 @@ from miscue.victims import Victim
 
 SURE = 0.9  # probability from which a patch counts as confident
 SIDES = {"digits": 2, "gtsrb": 5}  # of a patch, in pixels
-WINDOWS = {"digits": (3, 1), "gtsrb": (7, 2)}  # side and stride of the detector's
+WINDOWS = {"digits": (3, 1), "gtsrb": (6, 2)}  # side and stride of the detector's: the sticker's and stride - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ def attacked(row: dict[str, Any], seed: int, workshop: Workshop) -> Attacked:
     victim = TRAININGS[row["training"]](row["data"])
     here = arena(row["data"], seed, workshop, victim=victim)
     settings = {key: row[key] for key in ("data", "attack", "images")} | {"seed": seed} | described(victim)
+    if "adaptive" in row["attack"]:
+        settings["window"] = WINDOWS[row["data"]][0]
 
     def make(place: Path) -> None:
         x, y = here.images(row["images"], of=halves(here.test)[1])
