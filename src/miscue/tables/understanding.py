@@ -250,7 +250,8 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     scores = torch.cat([quiet.scores, loud.scores])
     every = {name: scores[:, k] for k, name in enumerate(SCORES)}
     every |= {"pixels": torch.cat([quiet.changes.amax(1), loud.changes.amax(1)])}
-    grown = F.max_pool2d(found.masks.float()[:, None], row["window"], stride=1, padding=row["window"] // 2)
+    reach = row["window"] // 2
+    grown = F.max_pool2d(found.masks.float()[:, None], 2 * reach + 1, stride=1, padding=reach)
     tops = verdict.maps.flatten(1).argmax(1, keepdim=True)
     return {f"auc_{name}": auroc(values.cpu(), positive) for name, values in every.items()} | {
         "alarms_on_clean": 100 * float((quiet.scores[:, -1] > detector.threshold).double().mean()),
