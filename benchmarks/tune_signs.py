@@ -22,12 +22,12 @@ from miscue.models.networks import placed
 from miscue.models.store import Plan, build
 from miscue.readers import read
 from miscue.run import append
-from miscue.tables.nets import RECIPE
+from miscue.tables.nets import PLAIN
 from miscue.tables.poisoned import device
 from miscue.train import Recipe, fitting
 from miscue.workers import Workers
 
-BASE = replace(RECIPE, epochs=40, shift=2)
+BASE = PLAIN["gtsrb"].recipe
 STAGED = replace(BASE, scenes=0.5)
 CANDIDATES: dict[str, tuple[str, Recipe]] = {
     "as it was": ("conv5", BASE),

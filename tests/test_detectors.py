@@ -19,6 +19,7 @@ from miscue.covers import BLIND, covered
 from miscue.detectors.consistency import Detector, Looks
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.errors import InputError
+from miscue.models.store import save_tensors
 from miscue.readers import read
 
 
@@ -193,6 +194,9 @@ def test_a_saved_detector_says_the_same(tmp_path: Path) -> None:
     assert torch.equal(one.score, other.score)
     with pytest.raises(InputError, match="not calibrated"):
         Detector().save(tmp_path / "e.safetensors")
+    save_tensors(tmp_path / "old.safetensors", {"clean": x}, kind="detector", window=6, stride=3)
+    with pytest.raises(InputError, match="calibrate it again"):
+        Detector.load(tmp_path / "old.safetensors")
 
 
 def test_images_in_a_folder(model: Path, guard: Path, tmp_path: Path, browser: Any) -> None:

@@ -257,6 +257,14 @@ def test_batch_norm_is_a_line_where_nothing_learns(kept: bool, affine: bool) -> 
     }
 
 
+def test_a_compiled_model_is_left_alone() -> None:
+    inside = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    with frozen(torch.compile(inside, backend="eager")):
+        assert "forward" not in vars(inside[1])
+    with frozen(inside):
+        assert "forward" in vars(inside[1])
+
+
 def test_a_batch_norm_of_another_library_is_left_alone() -> None:
     class Activated(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:

@@ -78,9 +78,9 @@ def calibrate(
         detector = blank.calibrated(placed(source.model, where), x, false_positives=false_positives)
         about = {"false_positives": false_positives, "classes": list(some.classes), "model_sha256": source.sha256}
         detector.save(out, **about, shape=list(some.shape), data=data, **provenance(command_line(), where))
-        console.say(f"{out}: the detector; beyond {detector.threshold:.3f} an image alarms")
+        console.say(f"{out}: the detector; beyond {detector.beyond:.3f} an image alarms")
         if json_:
-            console.emit({"out": str(out), "threshold": detector.threshold, "n": len(some)})
+            console.emit({"out": str(out), "threshold": detector.beyond, "n": len(some)})
 
 
 def detect(
@@ -113,8 +113,7 @@ def detect(
         names, pictures, skipped = pictured(images, facts["shape"], resize, keep_going=keep_going)
         asked: dict[str, Any] = {
             "model_sha256": source.sha256,
-            "options": {key: value for key, value in asdict(guard).items() if key != "clean"}
-            | {"calibrated for": facts["false_positives"]},
+            "options": asdict(guard) | {"calibrated for": facts["false_positives"]},
             "images_sha256": hashlib.sha256(pictures.numpy().data).hexdigest(),
             "names": names,
             "skipped": skipped,

@@ -87,8 +87,8 @@ class Looks:
 class Verdict:
     """What a guarded model says of images.
 
-    named: int64 (n,); confidence: float (n,); alarm: bool (n,); score: float (n,), S4, in nats times squared
-    grey levels. recovered: int64 (n,), the class to go on with: c0 without an alarm.
+    named: int64 (n,); confidence: float (n,); alarm: bool (n,); score: float (n,), S4, in nats times squares
+    of white. recovered: int64 (n,), the class to go on with: c0 without an alarm.
     maps: float (n, h, w), the mean surprise over the windows that cover a pixel.
     """
 
@@ -106,15 +106,13 @@ class Detector:
 
     window: side of the covering square; as large as the sticker plus stride - 1, so that one covers all of it.
     stride: pixels from one window to the next. fill: what a covered pixel becomes, a key of FILLS.
-    clean: float (m,), the scores of clean images in order; None before calibration.
-    threshold: of the score.
+    threshold: of the score; None before calibration.
     """
 
     window: int = 9
     stride: int = 3
     fill: str = "inpaint"
-    clean: Tensor | None = None
-    threshold: float = math.inf
+    threshold: float | None = None
 
     def looks(self, model: Model, x: Tensor) -> Looks:
         """What `model` says of images x (n, c, h, w) in [0, 1], whole and covered."""
@@ -138,43 +136,53 @@ class Detector:
         """
         if not 0 < false_positives < 1 or false_positives * len(x) < 1:
             raise InputError(f"{len(x)} clean images cannot show a false-positive rate of {false_positives:g}")
-        clean = self.looks(model, x).scores[:, -1].sort().values
-        return replace(self, clean=clean, threshold=float(clean.quantile(1 - false_positives)))
+        return replace(self, threshold=float(self.looks(model, x).scores[:, -1].quantile(1 - false_positives)))
 
     def save(self, path: Path, **facts: Any) -> None:
         """Save a calibrated detector, and whatever JSON facts belong to it, without pickle."""
-        numbers = {"window": self.window, "stride": self.stride, "fill": self.fill, "threshold": self.threshold}
-        save_tensors(path, {"clean": self.ready()}, kind="detector", **numbers, **facts)
+        numbers = {"window": self.window, "stride": self.stride, "fill": self.fill}
+        threshold = torch.tensor(self.beyond, dtype=torch.float64)
+        save_tensors(path, {"threshold": threshold}, kind="detector", **numbers, **facts)
 
     @staticmethod
     def load(path: Path) -> tuple[Detector, dict[str, Any]]:
-        """What `save` wrote: (the detector, the facts)."""
-        tensors, facts = load_tensors(path, kind="detector")
-        numbers = {key: facts.pop(key) for key in ("window", "stride", "fill", "threshold")}
-        return Detector(clean=tensors["clean"], **numbers), facts
+        """What `save` wrote: (the detector, the facts).
 
-    def ready(self) -> Tensor:
-        """The clean images' scores.
+        Raises:
+            InputError: no such file, another kind of file, or a detector by scores that are no longer used.
+        """
+        tensors, facts = load_tensors(path, kind="detector")
+        if "threshold" not in tensors:
+            raise InputError(f"{path} was calibrated for another score than today's; calibrate it again")
+        numbers = {key: facts.pop(key) for key in ("window", "stride", "fill")}
+        return Detector(threshold=float(tensors["threshold"]), **numbers), facts
+
+    @property
+    def beyond(self) -> float:
+        """The threshold.
 
         Raises:
             InputError: the detector is not calibrated.
         """
-        if self.clean is None:
+        if self.threshold is None:
             raise InputError("the detector is not calibrated; show it clean images first")
-        return self.clean
+        return self.threshold
 
     def __call__(self, model: Model, x: Tensor) -> Verdict:
         """Class, confidence, alarm and recovered class for images x (n, c, h, w) in [0, 1]."""
-        self.ready()
-        looks = self.looks(model, x)
+        self.beyond  # noqa: B018  an error before the work where it is not calibrated
+        return self.judged(self.looks(model, x), x.shape[2:])
+
+    def judged(self, looks: Looks, size: torch.Size) -> Verdict:
+        """The same from what the model said of images of `size` (h, w)."""
         score = looks.scores[:, -1]
-        alarm = score > self.threshold
-        rows, columns = (windows(side, self.window, self.stride) for side in x.shape[2:])
+        alarm = score > self.beyond
+        rows, columns = (windows(side, self.window, self.stride) for side in size)
         return Verdict(
             named=looks.named,
             confidence=looks.whole.amax(1),
             alarm=alarm,
             score=score,
             recovered=torch.where(alarm, looks.recovered(), looks.named),
-            maps=averaged(looks.surprises.view(-1, 1, rows, columns), x.shape[2:], self.window, self.stride),
+            maps=averaged(looks.surprises.view(-1, 1, rows, columns), size, self.window, self.stride),
         )

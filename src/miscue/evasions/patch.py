@@ -94,14 +94,14 @@ def patch(
             own = named.named("start", start)
             p = torch.rand(x.shape[1], side, side, generator=own.generator()).to(x).requires_grad_()
             path = rising(p, own)
-            curve = list(islice(path, steps if starts == 1 else math.ceil(steps / 10)))
-            tries.append((p, path, curve))
-        shown = [put(p.detach(), every, named.named("scored").generator()) for p, _, _ in tries]
-        reached = [float(goal.reached(scored(model, images)).double().mean()) for images in shown]
-        p, path, curve = tries[reached.index(max(reached))]
+            tries.append((p, path, list(islice(path, math.ceil(steps / 10)))))
+
+        def shown(p: Tensor) -> Tensor:
+            return put(p.detach(), every, named.named("scored").generator())
+
+        p, path, curve = max(tries, key=lambda tried: int(goal.reached(scored(model, shown(tried[0]))).sum()))
         curve += path
-        with torch.no_grad():
-            attacked = put(p, every, named.named("scored").generator())
+        attacked = shown(p)
         success, already = outcome(goal, scored(model, x), scored(model, attacked))
     return Adversarial(
         x=attacked,

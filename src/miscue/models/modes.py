@@ -30,8 +30,8 @@ def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
 def frozen(model: Model) -> Iterator[None]:
     """Eval mode, and no gradient for parameters, which nobody needs who asks for that of an image.
 
-    BatchNorm is a line for each channel then, and is worked out as such: the library's kernel takes about twice as long
-    forward and back. A compiled model is left as it is, since it would be compiled anew.
+    BatchNorm is a line for each channel then, and is worked out as such: on a CPU the way back through the library's
+    kernel takes longer. A compiled model is left as it is, since it would be compiled anew.
     """
     if not isinstance(model, nn.Module):
         yield

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.cleaners import CLEANERS
+from miscue.covers import covered
 from miscue.data import Data
 from miscue.defences import Adversarial, Occluded, bound, feature_norm, tuning
 from miscue.defences.bounded import leaky
@@ -234,11 +235,11 @@ def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures
     x, y = here.images(row["images"])
     height, width = here.test.shape[1:]
     side, steps = SIDES[row["data"]], STEPS[row["data"]]
-    masks = Masks.against(side, (height, width), per_side=row["per_side"])
+    masks = Masks.against(side, (height, width), per_side=row["per_side"], fill="inpaint")
 
     def covering(z: Tensor, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(masks), (len(z),), generator=generator)
-        return z.masked_fill(masks.inside[chosen].to(z.device)[:, None], 0.5)
+        return covered(z, masks.inside[chosen].to(z.device), masks.fill)
 
     broken = cleanse(model, x, masks).named != y
     clean = 100 * float((~broken).double().mean())

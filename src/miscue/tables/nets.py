@@ -31,7 +31,7 @@ VICTIMS: dict[str, Victim] = {
     "digits": Victim(network="cnn-small", recipe=replace(RECIPE, epochs=6)),
 }
 PLAIN = {"gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)), "digits": VICTIMS["digits"]}
-"""The road signs' network without scenes, and with a tenth of the weight decay: easier to fool."""
+"""The road signs' network without scenes, and with a tenth of the weight decay."""
 SIGNS = {"smoke": "digits", "laptop": "gtsrb", "paper": "gtsrb"}
 PHOTOS = {"smoke": "digits", "laptop": "cifar10-jpeg", "paper": "cifar10-jpeg"}
 

@@ -245,7 +245,8 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     if not len(found.x):
         return {"images": 0.0}
     detector, quiet = guard(row["data"], row["training"], seed, workshop)
-    loud, verdict = detector.looks(here.model, found.x), detector(here.model, found.x)
+    loud = detector.looks(here.model, found.x)
+    verdict = detector.judged(loud, found.x.shape[2:])
     positive = torch.cat([torch.zeros(len(quiet.whole)), torch.ones(len(found.x))]).bool()
     scores = torch.cat([quiet.scores, loud.scores])
     every = {name: scores[:, k] for k, name in enumerate(SCORES)}
@@ -254,7 +255,7 @@ def caught(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     grown = F.max_pool2d(found.masks.float()[:, None], 2 * reach + 1, stride=1, padding=reach)
     tops = verdict.maps.flatten(1).argmax(1, keepdim=True)
     return {f"auc_{name}": auroc(values.cpu(), positive) for name, values in every.items()} | {
-        "alarms_on_clean": 100 * float((quiet.scores[:, -1] > detector.threshold).double().mean()),
+        "alarms_on_clean": 100 * float((quiet.scores[:, -1] > detector.beyond).double().mean()),
         "tpr_at_5_fpr": 100 * float(verdict.alarm.double().mean()),
         "recovered": 100 * float((verdict.recovered == found.y).double().mean()),
         "located": 100 * float(grown.flatten(1).gather(1, tops).mean()),
