@@ -24,8 +24,8 @@ from miscue.models.detector import Centres, detections, losses
 from miscue.models.modes import losing
 from miscue.models.networks import placed
 from miscue.models.store import load_model, save_model
-from miscue.readers import read_scenes
-from miscue.scenes import Boxes, Scenes, canvas, frames
+from miscue.readers import read, read_scenes
+from miscue.scenes import Boxes, Scenes, canvas, composed, frames
 
 COLOURS = ((230, 40, 40), (40, 200, 60))
 
@@ -214,6 +214,24 @@ def test_the_detector_finds_and_is_saved(found: tuple[nn.Module, Scenes, Scenes]
     assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(before, again, strict=True))
     with pytest.raises(InputError, match="needs targets"):
         Centres(2).train()([torch.zeros(3, 32, 32)])
+
+
+def test_composed_photos_hold_the_images_at_their_boxes() -> None:
+    data = read("digits").train
+    made = composed(data, 12, size=(40, 60), most=3, dice=Dice(0))
+    assert len(made) == 12
+    assert made.classes == data.classes
+    counts = {len(target["labels"]) for target in made.targets}
+    assert counts == {1, 2, 3}
+    for photo, target in zip(made.images, made.targets, strict=True):
+        apart = overlaps(target["boxes"], target["boxes"]).fill_diagonal_(0)
+        assert float(apart.max()) == 0
+        for (left, top, right, bottom), label in zip(target["boxes"].long().tolist(), target["labels"], strict=True):
+            of_class = data.images[data.labels == label - 1]
+            assert bool((photo[:, top:bottom, left:right] == of_class).flatten(1).all(1).any())
+    assert all(map(torch.equal, made.images, composed(data, 12, size=(40, 60), most=3, dice=Dice(0)).images))
+    with pytest.raises(InputError, match="side by side"):
+        composed(data, 1, size=(40, 20), most=3, dice=Dice(0))
 
 
 def test_a_canvas_changes_little_of_what_is_found(found: tuple[nn.Module, Scenes, Scenes]) -> None:

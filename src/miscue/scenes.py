@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miscue.data import Batch, floats
+from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 
@@ -72,6 +72,43 @@ class Scenes:
         held = [i for i in range(len(self)) if (i * count // len(self)) % every == every - 1]
         rest = sorted(set(range(len(self))) - set(held))
         return self.take(rest), self.take(held)
+
+
+def composed(data: Data, count: int, *, size: tuple[int, int], most: int = 3, dice: Dice) -> Scenes:
+    """Photos made up of labelled images: one to `most` of them side by side before patches of random colours.
+
+    Args:
+        data: the images, each smaller than a photo's `most`-th part.
+        count: photos.
+        size: of a photo (h, w).
+        most: images in a photo, none over another.
+        dice: for backgrounds, images and places.
+
+    Raises:
+        InputError: images too large for it.
+    """
+    channels, *sides = data.shape
+    if most < 1 or sides[0] > size[0] or most * sides[1] > size[1]:
+        raise InputError(f"{most} images of {sides[0]} x {sides[1]} do not lie side by side in {size[0]} x {size[1]}")
+    generator, strip = dice.generator(), size[1] // most
+    coarse = [1 + length // side for length, side in zip(size, sides, strict=True)]
+    photos = (
+        255 * F.interpolate(torch.rand(count, channels, *coarse, generator=generator), size, mode="bilinear")
+    ).byte()
+    targets = []
+    for photo in photos:
+        strips = torch.randperm(most, generator=generator)[: 1 + int(most * torch.rand((), generator=generator))]
+        room = torch.tensor([size[0] - sides[0] + 1, strip - sides[1] + 1])
+        corners = (room * torch.rand(len(strips), 2, generator=generator)).long()
+        corners[:, 1] += strip * strips
+        chosen = torch.randint(len(data), (len(strips),), generator=generator)
+        for (top, left), image in zip(corners.tolist(), data.images[chosen], strict=True):
+            photo[:, top : top + sides[0], left : left + sides[1]] = image
+        low = corners.flip(1).float()
+        boxes = torch.cat([low, low + torch.tensor([sides[1], sides[0]])], dim=1)
+        targets.append({"boxes": boxes, "labels": data.labels[chosen] + 1})
+    files = tuple(f"{number:06}.png" for number in range(count))
+    return Scenes(images=tuple(photos), targets=tuple(targets), classes=data.classes, files=files)
 
 
 @dataclass(frozen=True, kw_only=True)

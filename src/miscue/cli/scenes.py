@@ -18,11 +18,11 @@ from miscue.cli import console
 from miscue.cli.options import DEBUG, DEVICE, JSON, OVERWRITE, SEED, THREADS, command_line, device, method_command
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evasions.dpatch import Patched, detected, dpatch_steps, drawn_places, stuck, won
+from miscue.evasions.dpatch import Patched, dpatch_steps, drawn_places, left, stuck, won
 from miscue.files import atomic, atomic_folder, refuse_existing, refuse_file, write_arrays, write_json
 from miscue.finder import RECIPE, Finder
 from miscue.layouts.pictures import png
-from miscue.measures.detection import average_precision, measurable
+from miscue.measures.detection import measurable
 from miscue.models.detector import DETECTORS
 from miscue.models.networks import placed
 from miscue.models.store import load_model, save_model
@@ -70,8 +70,7 @@ def train_detector(
                 yield Tick(done=epoch.number, total=epochs, fact=dict(facts))
 
         console.follow(ticks(), "training the detector", lambda fact: f"epoch {fact['epoch']}: loss {fact['loss']:.3f}")
-        found = detected(model, images_of(test, where))
-        facts |= average_precision(found, test.targets, len(test.classes))
+        facts |= left(model, test)[1]
         about = {"classes": list(train.classes), "recipe": asdict(finder.recipe), "scores": facts, "data": data}
         save_model(out, model, finder.plan(train), **about, seed=seed, **provenance(command_line(), where))
         console.say(
@@ -162,7 +161,7 @@ def attack_scenes(
     } | provenance(command_line(), where)
     line = {"data": data, "method": "dpatch", **options, "target": target, "network": settings["plan"]["name"]}
     with atomic_folder(out, overwrite=overwrite) as folder:
-        row = judged(net, test, made[0], folder, place=options["place"], label=label, where=where, dice=dice)
+        row = judged(net, test, made[0], folder, place=options["place"], label=label, dice=dice)
         written(folder / "records.jsonl", [(line, row)], settings, len(test))
         write_json(folder / "run.json", settings)
         scenes_page.write(folder)
@@ -182,7 +181,7 @@ def defaults() -> dict[str, Any]:
 
 
 def judged(
-    net: nn.Module, test: Scenes, made: Patched, out: Path, *, place: str, label: int | None, where: str, dice: Dice
+    net: nn.Module, test: Scenes, made: Patched, out: Path, *, place: str, label: int | None, dice: Dice
 ) -> dict[str, float]:
     """Save the patch and the photos with it, all in 8 bits, and measure the detector on them.
 
@@ -197,9 +196,7 @@ def judged(
     found: list[Boxes] = []
     kept: dict[str, Any] = {"patch": patch.numpy(), "places": places.numpy(), "loss": made.loss.cpu().numpy()}
     for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
-        images = list(test.images) if one is None else stuck(one, test.images, places)
-        found = detected(net, [image.to(where).float() / 255 for image in images])
-        scores = average_precision(found, test.targets, len(test.classes))
+        found, scores = left(net, test, one, places)
         row |= {f"{measure}{name}": value for measure, value in scores.items()}
         kept |= {f"found{name}_{i:04}": packed(boxes) for i, boxes in enumerate(found)} if name != "_noise" else {}
     with atomic(out / "patch.png") as temporary:

@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miscue.data import floats
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.evasions.patch import drawn_batches
-from miscue.measures.detection import recovered
+from miscue.measures.detection import average_precision, recovered
 from miscue.models.modes import frozen, losing
-from miscue.scenes import Boxes
+from miscue.models.networks import device_of
+from miscue.scenes import Boxes, Scenes
 
 PLACES = ("corner", "random")
 AIMS = ("loss", "crowd")
@@ -195,6 +197,15 @@ def detected(detector: Detector, images: Sequence[Tensor], *, batch: int = 8) ->
         for start in range(0, len(images), batch):
             found += detector(list(images[start : start + batch]))
     return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+
+def left(
+    detector: Detector, scenes: Scenes, patch: Tensor | None = None, places: Tensor | None = None
+) -> tuple[list[Boxes], dict[str, float]]:
+    """What is found in photos with a patch, uint8 (c, size, size), at their places or without, and its precision."""
+    images = scenes.images if patch is None or places is None else stuck(patch, scenes.images, places)
+    found = detected(detector, [floats(image).to(device_of(detector)) for image in images])
+    return found, average_precision(found, scenes.targets, len(scenes.classes))
 
 
 def won(found: Boxes, target: Boxes, label: int | None) -> bool:

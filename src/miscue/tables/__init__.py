@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from miscue.tables import attacks, deepconfuse, defences, inside, single_pixel, transfer, understanding
+from miscue.tables import attacks, deepconfuse, defences, inside, photos, single_pixel, transfer, understanding
 from miscue.tables.drawn import FIGURES, Figure
 from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
@@ -35,6 +35,7 @@ TABLES: dict[str, Table] = {
     "stickers": Table(title="Stickers, by area and number", rows=attacks.stickers),
     "patches": Table(title="One patch for all images", rows=attacks.patches),
     "distortions": Table(title="What is left of an attack after a distortion", rows=attacks.distortions),
+    "dpatch": Table(title="A patch that blinds a detector", rows=photos.dpatches),
     "explanations": Table(
         title="Explanations: the pointing game, and the right reasons", rows=understanding.explanations
     ),

@@ -1,0 +1,91 @@
+"""The table of object detectors: what a patch in the photos leaves of their average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from miscue.data import floats
+from miscue.dice import Dice
+from miscue.evasions.dpatch import dpatch, drawn_places, left, won
+from miscue.finder import RECIPE, Finder
+from miscue.models.store import Plan
+from miscue.readers import read_scenes
+from miscue.scenes import Scenes, composed
+from miscue.tables.nets import kept
+from miscue.tables.poisoned import device, known
+from miscue.tables.rows import Measures, Row, Workshop
+
+
+@lru_cache(maxsize=1)
+def photos(data: str) -> tuple[Scenes, Scenes]:
+    """(the detector's, others): blocks of the photos of that name, or images of a data set on coloured ground."""
+    if data == "trafficlights":
+        return read_scenes(data).blocks()
+    train, other = known(data).train, known(data).test
+    assert other is not None
+    dice, size = Dice(0).named("photos"), (64, 96)
+    return composed(train, 80, size=size, dice=dice), composed(other, 20, size=size, dice=dice.named("others"))
+
+
+def detector(row: dict[str, Any], seed: int, workshop: Workshop) -> nn.Module:
+    """The detector of a seed."""
+    finder = Finder(recipe=replace(RECIPE, epochs=row["epochs"]))
+    train, _ = photos(row["data"])
+
+    def trained() -> dict[str, tuple[nn.Module, Plan]]:
+        dice = Dice(seed).named("detector")
+        model = finder.untrained(train, dice, device=device())
+        for _ in finder.learning(model, train, dice, device=device()):
+            pass
+        return {"detector": (model, finder.plan(train))}
+
+    settings = {"data": row["data"], "seed": seed, "detector": finder.network, "epochs": row["epochs"]}
+    return kept(workshop, settings, trained)["detector"]
+
+
+def blinded(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Average precision on other photos: as they are, with a patch of noise, with a patch made from the detector's.
+
+    success: the share of photos with the patch in which none of the objects is found.
+    """
+    net, (train, other), dice = detector(row, seed, workshop), photos(row["data"]), Dice(seed).named("dpatch")
+    images = [floats(image).to(device()) for image in train.images]
+    made = dpatch(net, images, train.targets, place=row["place"], dice=dice, **row["options"]).patch
+    patch = (255 * made).round().byte().cpu()
+    noise = torch.randint(0, 256, patch.shape, generator=dice.named("noise").generator(), dtype=torch.uint8)
+    places = drawn_places(other.images, patch.shape[1], row["place"], dice.named("others").generator())
+    measures: Measures = {}
+    for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
+        found, precision = left(net, other, one, places)
+        measures |= {f"{measure}{name}": value for measure, value in precision.items()}
+    hits = [won(one, true, None) for one, true in zip(found, other.targets, strict=True)]
+    return measures | {
+        "map_left": 100 * measures["map_patched"] / max(measures["map"], 1e-9),
+        "success": 100 * sum(hits) / len(hits),
+    }
+
+
+def dpatches(scale: str) -> Iterator[Row]:
+    """As published, and by a crowd, in the corner and anywhere."""
+    small = scale == "smoke"
+    base: dict[str, Any] = {
+        "data": "digits" if small else "trafficlights",
+        "network": Finder.network,
+        "epochs": 2 if small else RECIPE.epochs,
+        "attack": "dpatch",
+    }
+    size = 20 if small else 80
+    for aim, place, side in (
+        ("loss", "corner", size),
+        ("crowd", "corner", size),
+        ("crowd", "random", size),
+        ("crowd", "corner", size // 2),
+    ):
+        options = {"aim": aim, "size": side, "lr": 0.05} | ({"steps": 3} if small else {})
+        yield Row(settings=base | {"options": options, "place": place}, measure=blinded, seeds=3)
