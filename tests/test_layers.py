@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from miscue.models import modes
 from miscue.models.functions import Borrow, only, twice
 from miscue.models.generators import Down, Last, Up
 from miscue.models.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, MaxPool2d, ReLU
@@ -243,7 +244,8 @@ def test_batch_norm_is_a_line_where_nothing_learns(kept: bool, affine: bool) -> 
     (slope,) = torch.autograd.grad(wanted.square().sum(), x)
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     with pytest.raises(ZeroDivisionError), frozen(model), frozen(model):
-        lines = [module for module in model if "forward" in vars(module)]
+        lines = [module for module in (*model, model) if "forward" in vars(module)]
+        assert lines.pop() is model
         assert len(lines) == (3 if kept else 2)
         found = model(x)
         (quick,) = torch.autograd.grad(found.square().sum(), x)
@@ -255,6 +257,62 @@ def test_batch_norm_is_a_line_where_nothing_learns(kept: bool, affine: bool) -> 
     assert {name: vars(module).keys() for name, module in model.named_modules()} == {
         name: kept.keys() for name, kept in before.items()
     }
+
+
+def test_a_batch_norm_is_folded_into_the_layer_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes out, and its slopes, are the same; a layer that is looked at, or called alone, is as it was."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 3, 3)
+    inner = nn.Sequential(Conv2d(3, 4, 3, stride=2, bias=False), BatchNorm2d(4))
+    last = nn.Linear(4, 5), nn.BatchNorm1d(5)
+    model = nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU(), inner, nn.Flatten(), *last)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    model = model.double().eval()
+    x = torch.randn(4, 2, 6, 6).double().requires_grad_()
+    wanted, alone = model(x), conv(x)
+    (slope,) = torch.autograd.grad(wanted.square().sum(), x)
+    called: list[modes.Line] = []
+
+    def noted(line: modes.Line, x: Tensor) -> Tensor:
+        called.append(line)
+        return line.usual(x)
+
+    monkeypatch.setattr(modes.Line, "__call__", noted)
+    with frozen(model):
+        found = model(x)
+        (quick,) = torch.autograd.grad(found.square().sum(), x)
+        assert not called
+        assert torch.allclose(found, wanted)
+        assert torch.allclose(quick, slope)
+        assert torch.equal(conv(x), alone)
+        seen: list[Tensor] = []
+        hook = conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        assert torch.allclose(model(x), wanted)
+        hook.remove()
+        assert torch.equal(seen[0], alone)
+        assert len(called) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            model.float()(x.float())
+        assert len(called) == 4
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_channels_elsewhere_are_not_folded() -> None:
+    """After a Linear of sequences (n, l, c), BatchNorm1d's channels are the places, not the outputs."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).eval()
+    model[1].running_mean.normal_()
+    x = torch.randn(2, 5, 3)
+    with frozen(model):
+        assert torch.allclose(model(x), model[1](model[0](x)))
+    shared = nn.Conv2d(3, 3, 1)
+    twice = nn.Sequential(shared, shared, nn.BatchNorm2d(3)).eval()
+    z = torch.randn(2, 3, 4, 4)
+    wanted = twice(z)
+    with frozen(twice):
+        assert torch.allclose(twice(z), wanted, atol=1e-6)
 
 
 def test_a_compiled_model_is_left_alone() -> None:

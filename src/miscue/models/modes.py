@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from miscue.models import layers
 
@@ -30,8 +32,9 @@ def mode(model: nn.Module, *, train: bool) -> Iterator[None]:
 def frozen(model: Model) -> Iterator[None]:
     """Eval mode, and no gradient for parameters, which nobody needs who asks for that of an image.
 
-    BatchNorm is a line for each channel then, and is worked out as such: on a CPU the way back through the library's
-    kernel takes longer. A compiled model is left as it is, since it would be compiled anew.
+    BatchNorm is a line for each channel then. In an `nn.Sequential` it is folded into the layer before it, elsewhere
+    worked out as a line: on a CPU the way back through the library's kernel takes longer. A compiled model is left as
+    it is, since it would be compiled anew.
     """
     if not isinstance(model, nn.Module):
         yield
@@ -41,13 +44,18 @@ def frozen(model: Model) -> Iterator[None]:
         for parameter in learning:
             parameter.requires_grad_(False)
         compiled = hasattr(model, "_orig_mod")
-        lines = {} if compiled else {module: Line(module) for module in model.modules() if straight(module)}
-        for module, line in lines.items():
-            module.forward = line
+        quick: dict[nn.Module, Line | Folded] = {}
+        for module in () if compiled else model.modules():
+            if straight(module):
+                quick[module] = Line(module)
+            elif sequential(module):
+                quick[module] = Folded(module)
+        for module, forward in quick.items():
+            module.forward = forward
         try:
             yield
         finally:
-            for module in lines:
+            for module in quick:
                 del module.forward
             for parameter in learning:
                 parameter.requires_grad_(True)
@@ -59,6 +67,15 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, layers.BatchNorm1d, lay
 def straight(module: nn.Module) -> bool:
     """Whether it is a BatchNorm of the library or of ours, with kept statistics and nothing else in its place."""
     return type(module) in NORMS and module.running_mean is not None and "forward" not in vars(module)
+
+
+def sequential(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it calls one layer after the other, and nothing else is in its place."""
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and "forward" not in vars(module)
+    )
 
 
 class Line:
@@ -74,12 +91,64 @@ class Line:
         self.usual = type(norm).forward.__get__(norm)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n, c, ...) -> the same shape; of another precision than the statistics' it is left to the library."""
-        if x.dtype != self.scale.dtype:
+        """(n, c, ...) -> the same shape; left to the library without a way back, or in another precision."""
+        if x.dtype != self.scale.dtype or not (torch.is_grad_enabled() and x.requires_grad):
             left: Tensor = self.usual(x)
             return left
         wide = (-1, *[1] * (x.ndim - 2))
         return torch.addcmul(self.shift.view(wide), x, self.scale.view(wide))
+
+
+FOLDED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    nn.Conv2d: (nn.BatchNorm2d, layers.BatchNorm2d),
+    layers.Conv2d: (nn.BatchNorm2d, layers.BatchNorm2d),
+    nn.Linear: (nn.BatchNorm1d, layers.BatchNorm1d),
+}
+"""Layers, and the BatchNorms that fold into them."""
+
+
+class Folded:
+    """What an `nn.Sequential` in eval mode does, each BatchNorm folded into the layer before it.
+
+    A layer called by itself does what it always does, and one with hooks in here, too: they see what they always see.
+    """
+
+    def __init__(self, sequential: nn.Sequential):
+        self.steps: list[tuple[nn.Module, ...]] = []
+        """A layer, or a layer, the BatchNorm after it and both in one."""
+        left = list(sequential)
+        while left:
+            layer, norm = left.pop(0), left[0] if left else None
+            if norm is not None and folds(layer, norm):
+                fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+                self.steps.append((layer, left.pop(0), fuse(layer, norm)))
+            else:
+                self.steps.append((layer,))
+
+    def __call__(self, x: Any) -> Any:
+        """What the sequential is given -> what it gives."""
+        for layer, *more in self.steps:
+            if not more:
+                x = layer(x)
+                continue
+            norm, both = more
+            alone = hooked(layer) or hooked(norm) or torch.is_autocast_enabled(x.device.type)
+            flat = x.ndim == (2 if isinstance(layer, nn.Linear) else 4)  # else a BatchNorm's channels are others
+            x = norm(layer(x)) if alone or not flat else both(x)
+        return x
+
+
+def folds(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether a layer, and what follows it, are of those that make one."""
+    fits = type(norm) in FOLDED.get(type(layer), ()) and straight(norm) and bool(norm.affine)
+    return fits and "forward" not in vars(layer)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something is called before or after it."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 @contextmanager
