@@ -31,6 +31,7 @@ QUICK = {
     "one-pixel": ["--population", "10", "--generations", "2"],
     "one-pixel-exhaustive": [],
     "universal": ["--passes", "1"],
+    "universal-gradient": ["--passes", "2"],
     "stickers": ["--population", "8", "--generations", "2", "--area", "0.2"],
     "soft-stickers": ["--starts", "2", "--steps", "3", "--area", "0.2"],
     "patch": ["--steps", "5", "--area", "0.2"],

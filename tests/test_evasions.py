@@ -31,6 +31,7 @@ from miscue.evasions import (
     soft_stickers,
     stickers,
     universal,
+    universal_gradient,
     worst_case,
 )
 from miscue.evasions import attempt as attempt_module
@@ -55,6 +56,7 @@ BATTERY: dict[str, Callable[..., Adversarial]] = {
     "one-pixel, three": partial(one_pixel, population=30, generations=5, pixels=3, until="named"),
     "one-pixel-exhaustive": one_pixel_exhaustive,
     "universal": partial(universal, eps=EPS, passes=1),
+    "universal-gradient": partial(universal_gradient, eps=EPS, passes=3, batch=16),
     "stickers": partial(stickers, population=20, generations=6, area=0.15),
     "soft-stickers": partial(soft_stickers, starts=4, steps=12, area=0.15),
     "patch": partial(patch, steps=30, batch=16, area=0.2),
@@ -133,6 +135,7 @@ def test_battery(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> 
         "one-pixel, three": lambda: (changed > 0).flatten(1).sum(1).max() <= 3,
         "one-pixel-exhaustive": lambda: (changed > 0).flatten(1).sum(1).max() <= 1,
         "universal": lambda: changed.max() <= EPS + 1e-6,
+        "universal-gradient": lambda: changed.max() <= EPS + 1e-6,
         "stickers": lambda: covered.max() <= 0.15 * 64,
         "soft-stickers": lambda: covered.max() <= 0.15 * 64,
         "patch": lambda: covered.max() <= 0.2 * 64 + 8,  # turned, its edges lie between pixels
@@ -219,6 +222,7 @@ def test_bad_input(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -
         (one_pixel, {"population": 3}, "at least 4"),
         (one_pixel, {"until": "tired"}, "unknown until"),
         (universal, {"fooling": 2.0}, "fooling must lie"),
+        (universal_gradient, {"bound": 0.0}, "must be positive"),
         (stickers, {"area": 0.0}, "area must lie"),
         (stickers, {"white": 3, "black": 2, "area": 0.05}, "no room for 5 stickers"),
         (soft_stickers, {"starts": 0}, "must be positive"),
@@ -422,6 +426,17 @@ def test_universal_is_one_perturbation_within_the_ball(model: nn.Module, digits:
         named = torch.stack([model((x + noise).clamp(0, 1)).argmax(1) for noise in signs])
         by_chance = float((named != model(x).argmax(1)).float().mean())
     assert float(curve.max()) > by_chance + 0.05
+    quick = universal_gradient(model, x, y, eps=0.25, passes=10, batch=32)
+    assert float(quick.loss.max()) > float(curve.max())
+    assert torch.equal(quick.x, (x + quick.shared).clamp(0, 1))
+    assert quick.shared.abs().max() <= 0.25 + 1e-6
+    aim = torch.full_like(y, 3)
+    others = y != 3
+    drawn = universal_gradient(model, x[others], y[others], target=aim[others], eps=0.4, passes=10, batch=32)
+    with torch.no_grad():
+        named = model(drawn.x).argmax(1)
+    assert float((named == 3).float().mean()) == pytest.approx(float(drawn.loss.max()))
+    assert float(drawn.loss.max()) > 0.5
 
 
 def test_stickers_are_flat_rectangles_of_their_colours(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

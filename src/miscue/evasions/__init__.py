@@ -11,7 +11,7 @@ from miscue.evasions.pgd import pgd
 from miscue.evasions.physical import physical
 from miscue.evasions.scene import scene
 from miscue.evasions.stickers import soft_stickers, stickers
-from miscue.evasions.universal import universal
+from miscue.evasions.universal import universal, universal_gradient
 from miscue.evasions.worst_case import worst_case
 
 EVASIONS: dict[str, Callable[..., Adversarial]] = {
@@ -21,13 +21,14 @@ EVASIONS: dict[str, Callable[..., Adversarial]] = {
     "one-pixel": one_pixel,
     "one-pixel-exhaustive": one_pixel_exhaustive,
     "universal": universal,
+    "universal-gradient": universal_gradient,
     "stickers": stickers,
     "soft-stickers": soft_stickers,
     "patch": patch,
     "physical": physical,
     "scene": scene,
 }
-FOR_ALL_IMAGES = ("universal", "patch")
+FOR_ALL_IMAGES = ("universal", "universal-gradient", "patch")
 """Those that make one change for all images."""
 BY_QUERIES = ("one-pixel", "one-pixel-exhaustive", "stickers")
 """Those that look at scores alone and need no gradient."""
@@ -48,5 +49,6 @@ __all__ = [
     "soft_stickers",
     "stickers",
     "universal",
+    "universal_gradient",
     "worst_case",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from miscue.dice import Dice
 from miscue.distortions import DISTORTIONS
-from miscue.evasions import EVASIONS, Adversarial, patch, universal
+from miscue.evasions import EVASIONS, Adversarial, patch
 from miscue.evasions.attempt import scored
 from miscue.evasions.patch import pasted
 from miscue.evasions.physical import views
@@ -56,7 +56,7 @@ def fooled(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     here = arena(row["data"], seed, workshop)
     x, _ = here.images(row["images"])
     made_from = here.images(row["images"], of=here.train)
-    v = universal(here.model, *made_from, **row["options"], dice=Dice(seed).named("attack")).shared
+    v = method(row, seed)(here.model, *made_from).shared
     assert v is not None
     signs = 2 * torch.randint(2, v.shape, generator=Dice(seed).named("noise").generator()) - 1
     with frozen(here.model):
@@ -131,7 +131,7 @@ def few(scale: str, count: int) -> int:
 
 
 def strength(scale: str) -> Iterator[Row]:
-    """FGSM, PGD, DeepFool and the universal perturbation."""
+    """FGSM, PGD, DeepFool and universal perturbations."""
     sets = {"digits": 0.15} if scale == "smoke" else {"cifar10-jpeg": EPS, "gtsrb": EPS, "mnist": 0.3}
     for data, eps in sets.items():
         base: dict[str, Any] = {"data": data, "network": VICTIMS[data].network}
@@ -141,9 +141,10 @@ def strength(scale: str) -> Iterator[Row]:
             settings = base | {"attack": attack, "options": options, "images": few(scale, count)}
             yield Row(settings=settings, measure=success, seeds=3)
     for data in dict.fromkeys((PHOTOS[scale], SIGNS[scale])):
-        base = {"data": data, "network": VICTIMS[data].network, "attack": "universal"}
-        settings = base | {"options": {"eps": round(10 / 255, 6)}, "images": few(scale, 2000)}
-        yield Row(settings=settings, measure=fooled, seeds=3)
+        for attack, count in (("universal", 500), ("universal-gradient", 2000)):
+            base = {"data": data, "network": VICTIMS[data].network, "attack": attack}
+            settings = base | {"options": {"eps": round(10 / 255, 6)}, "images": few(scale, count)}
+            yield Row(settings=settings, measure=fooled, seeds=3)
 
 
 def one_pixel(scale: str) -> Iterator[Row]:
