@@ -16,16 +16,20 @@ from torch.nn import functional as F
 
 from conftest import look_at, striped, within
 from miscue.cleaners import CLEANERS, bit_depth, grayscale, jpeg, median, pixel_outliers
+from miscue.covers import covered
 from miscue.data import Batch, Data, floats
 from miscue.defences import LOSSES
 from miscue.defences.adversarial import Adversarial
 from miscue.defences.bounded import bound, functional_relus, leaky, tuning
 from miscue.defences.feature_norm import feature_norm
+from miscue.defences.masked import Masked
 from miscue.defences.occluded import Occluded
+from miscue.detectors.patchcleanser import Masks, certified
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import pgd
 from miscue.evasions.attempt import slope
+from miscue.losses import plain
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, snapshot, weight_norms
 from miscue.models.bounded import BoundedLeakyReLU, bounds, squared
@@ -212,7 +216,7 @@ def test_activations_are_counted(model: nn.Module, data: Data) -> None:
     }
 
 
-@pytest.mark.parametrize("loss", [Adversarial(eps=0.1, steps=3), Occluded(side=4)])
+@pytest.mark.parametrize("loss", [Adversarial(eps=0.1, steps=3), Occluded(side=4), Masked(patch=2, per_side=3)])
 def test_losses_train_and_leave_modes_alone(loss: object, data: Data) -> None:
     model = Victim(network="cnn-small", recipe=RECIPE, loss=loss)(data, Dice(0))
     assert accuracy(model, data) > 80
@@ -251,6 +255,32 @@ def test_the_worst_square_is_worse_than_a_random_one(model: nn.Module, data: Dat
     assert worst > whole
     with pytest.raises(InputError, match="square of 13 pixels"):
         Occluded(side=13).placed(model, batch)
+
+
+def test_masks_are_hard_and_come_in_pairs(model: nn.Module, data: Data) -> None:
+    batch = Batch(x=floats(data.images[:60]), y=data.labels[:60], index=torch.arange(60))
+    inside = Masks.against(2, (12, 12), per_side=3).inside
+
+    def loss_under(tries: int) -> float:
+        found = Masked(patch=2, per_side=3, tries=tries).hardest(model, batch, inside)
+        pairs = (inside[:, None] | inside[None]).flatten(0, 1)
+        assert bool((found[:, None] == pairs[None]).flatten(2).all(2).any(1).all())
+        with torch.no_grad():
+            return F.cross_entropy(model(covered(batch.x, found, "grey")), batch.y).item()
+
+    assert loss_under(40) > loss_under(1)
+
+
+def test_training_under_masks_certifies_more(data: Data) -> None:
+    recipe, masks = replace(RECIPE, epochs=10), Masks.against(3, (12, 12), per_side=3)
+    test = striped(120, seed=9)
+    sure = []
+    for loss in (plain, Masked(patch=3, per_side=3)):
+        net = Victim(network="cnn-small", recipe=recipe, loss=loss)(data, Dice(0))
+        sure.append(float(certified(net, floats(test.images), test.labels, masks).double().mean()))
+    assert sure[1] > sure[0] + 0.1
+    with pytest.raises(InputError, match="tries"):
+        Masked(tries=0)
 
 
 def test_feature_norms_are_clipped(model: nn.Module, data: Data, tmp_path: Path) -> None:
@@ -387,7 +417,9 @@ def test_models_are_changed_and_saved(saved: Path, tmp_path: Path) -> None:
     assert "percentile must lie" in refused.stderr
 
 
-@pytest.mark.parametrize(("name", "more"), [("adversarial", ["--eps", "0.1"]), ("occluded", ["--side", "3"])])
+@pytest.mark.parametrize(
+    ("name", "more"), [("adversarial", ["--eps", "0.1"]), ("occluded", ["--side", "3"]), ("masked", ["--patch", "2"])]
+)
 def test_training_by_another_loss(name: str, more: list[str], tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     words = ["harden", name, "digits", out, "--victim", "cnn-small", "--epochs", "4", "--threads", "1", "--json"]
