@@ -305,8 +305,9 @@ def base(scale: str, images: int) -> dict[str, Any]:
 def explanations(scale: str) -> Iterator[Row]:
     """The pointing game on stickers, and right for the right reasons."""
     small = {"window": 3} if scale == "smoke" else {}
+    finer = () if scale == "smoke" else (("gradcam", {"layer": "8"}),)  # maps of 8 x 8, where the last have 2 x 2
     covers = (("occlusion", small), ("occlusion", small | {"fill": "inpaint"}))
-    for explainer, options in (("gradient", {}), ("gradcam", {}), *covers):
+    for explainer, options in (("gradient", {}), ("gradcam", {}), *finer, *covers):
         given = {"explainer": explainer, "options": options, "training": "whole"}
         for kind in ("patch", "stickers"):
             yield Row(settings=base(scale, 430) | given | {"attack": kind}, measure=pointing, seeds=3)
