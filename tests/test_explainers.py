@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from miscue.covers import ALIKE
+from miscue.covers import ALIKE, covered
 from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -133,6 +133,26 @@ def test_occlusion_is_captums(window: int, stride: int) -> None:
     assert torch.allclose(alone, ours, atol=1e-10)
 
 
+@pytest.mark.parametrize("fill", ["grey", "inpaint"])
+def test_weighed_occlusion_window_by_window(fill: str) -> None:
+    model, (x, y) = network("cnn-small", size=(10, 9)), some_images(size=(10, 9))
+    found = occlusion(model, x, y, window=4, stride=3, fill=fill, fall="log-probability", weighed=True)
+    sums, counts = torch.zeros(len(x), 10, 9).double(), torch.zeros(10, 9)
+    with torch.no_grad():
+        model.eval()
+        own = torch.arange(len(x)), y
+        whole = model(x).log_softmax(1)[own]
+        for top in range(0, 9, 3):
+            for left in range(0, 8, 3):
+                mask = torch.zeros(1, 10, 9, dtype=torch.bool)
+                mask[:, top : top + 4, left : left + 4] = True
+                shown = covered(x, mask.expand(len(x), -1, -1), fill)
+                fell = (whole - model(shown).log_softmax(1)[own]) * (shown - x).square().flatten(1).mean(1)
+                sums += fell[:, None, None] * mask
+                counts += mask[0]
+    assert torch.allclose(found, (sums / counts).to(found), atol=1e-8)
+
+
 def test_first_order_occlusion_is_exact_for_a_linear_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 10, 5)).double()
@@ -148,7 +168,8 @@ def test_first_order_occlusion_is_exact_for_a_linear_model() -> None:
     ("options", "words"),
     [({"window": 29}, "window of 29 pixels does not lie"), ({"window": 0}, "does not lie"),
      ({"window": 3, "stride": 4}, "stride must lie"), ({"fill": "gray"}, "did you mean grey"),
-     ({"fill": "inpaint", "first_order": True}, "inpaint differs from window to window")],
+     ({"fill": "inpaint", "first_order": True}, "inpaint differs from window to window"),
+     ({"fall": "logit"}, "fall"), ({"weighed": True, "first_order": True}, "not weighed")],
 )  # fmt: skip
 def test_occlusion_refuses(options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -3,6 +3,9 @@
 The value of a pixel is the mean fall over all windows that cover it. The windows of many images go through the model
 together. `first_order` replaces them by one backward pass: covering changes the score by about the sum over the window
 of slope times change, so that the map is a box filter of slope times (x - fill).
+
+Stickers are found best by the fall of the log-probability, `weighed` by the squared change of the covered pixels, with
+what is around for a fill: what could be guessed from there is no sticker. Ours; `detectors.consistency` looks so, too.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from miscue.explainers.slopes import score_slopes
 from miscue.images import rectangles
 from miscue.models.modes import Model, frozen
 
+FALLS = ("score", "log-probability")
 TOGETHER = 512  # images in one forward pass; a processor gains nothing from more
 
 
@@ -31,6 +35,8 @@ def occlusion(
     window: int = 5,
     stride: int = 1,
     fill: str = "grey",
+    fall: str = "score",
+    weighed: bool = False,
     first_order: bool = False,
 ) -> Tensor:
     """Maps of how far the score of class `y` falls where the image is covered; negative where it rises.
@@ -42,19 +48,25 @@ def occlusion(
         window: side of the square window in pixels.
         stride: pixels from one window to the next; the last window of a row or column is cut off at the edge.
         fill: a key of FILLS: "grey", "black", "mean" (each image's own colour), "blur", or "inpaint" (from around).
+        fall: of what, the "score" of the class or its "log-probability".
+        weighed: each fall is multiplied by the mean squared change of the image.
         first_order: one backward pass instead of a forward pass for each window; needs a differentiable model.
 
     Returns:
         float (n, h, w).
 
     Raises:
-        InputError: a window larger than the image, a stride larger than the window, `first_order` with "inpaint".
+        InputError: a window larger than the image, a stride larger than the window, `first_order` with "inpaint", of
+            the log-probability or weighed.
     """
     filler = lookup(FILLS, fill, "fill")
+    lookup(dict.fromkeys(FALLS), fall, "fall")
     rows, columns = (windows(side, window, stride) for side in x.shape[2:])
     if first_order:
         if fill not in ALIKE:
             raise InputError(f"{fill} differs from window to window; first_order takes {', '.join(ALIKE)}")
+        if fall != "score" or weighed:
+            raise InputError("first_order is of the score alone, not weighed")
         covered = filler(x, torch.ones_like(x[:1, :1], dtype=torch.bool))[:, 0]
         spent = (score_slopes(model, x, y) * (x - covered)).sum(1, keepdim=True)
         down, right = ((count - 1) * stride + window for count in (rows, columns))
@@ -62,14 +74,22 @@ def occlusion(
         falls = F.avg_pool2d(spent, window, stride, divisor_override=1)
     else:
         with frozen(model), torch.inference_mode():
-            whole = torch.cat([model(part) for part in x.split(TOGETHER)]).gather(1, y[:, None])
+            whole = said(torch.cat([model(part) for part in x.split(TOGETHER)])[:, None], y, fall)
             falls = whole.new_empty(len(x), rows * columns)
             masks = window_masks(x, window, stride)
-            for images, places, scores, _ in masked_scores(model, x, filler, masks, rows * columns):
-                own = y[images, None, None].expand(-1, scores.shape[1], 1)
-                falls[images, places] = whole[images] - scores.gather(2, own)[..., 0]
+            for images, places, scores, shown in masked_scores(model, x, filler, masks, rows * columns):
+                fell = whole[images] - said(scores, y[images], fall)
+                if weighed:
+                    fell = fell * (shown - x[images, None].movedim(2, -1)).square().mean((2, 3, 4))
+                falls[images, places] = fell
         falls = falls.view(-1, 1, rows, columns)
     return averaged(falls, x.shape[2:], window, stride)
+
+
+def said(scores: Tensor, y: Tensor, fall: str) -> Tensor:
+    """What scores (n, k, classes) say of each image's class y (n,): its score, or its log-probability, (n, k)."""
+    scores = scores if fall == "score" else scores.log_softmax(2)
+    return scores.gather(2, y[:, None, None].expand(-1, scores.shape[1], 1))[..., 0]
 
 
 def windows(side: int, window: int, stride: int) -> int:

@@ -306,7 +306,9 @@ def explanations(scale: str) -> Iterator[Row]:
     """The pointing game on stickers, and right for the right reasons."""
     small = {"window": 3} if scale == "smoke" else {}
     finer = () if scale == "smoke" else (("gradcam", {"layer": "8"}),)  # maps of 8 x 8, where the last have 2 x 2
-    covers = (("occlusion", small), ("occlusion", small | {"fill": "inpaint"}))
+    around: dict[str, Any] = small | {"fill": "inpaint"}
+    weighed = around | {"fall": "log-probability", "weighed": True}
+    covers = (("occlusion", small), ("occlusion", around), ("occlusion", weighed))
     for explainer, options in (("gradient", {}), ("gradcam", {}), *finer, *covers):
         given = {"explainer": explainer, "options": options, "training": "whole"}
         for kind in ("patch", "stickers"):
