@@ -4,7 +4,8 @@
 
 A small network of scikit-learn's digits, its test images, the same budget and steps, no random starts. What DeepFool
 leaves is the share of images that it moves by more than 0.8. Then what a success of one_pixel costs in queries, for the
-same population and generations, ours asked to stop at another class's name. torchattacks: `pip install --no-deps torchattacks==3.5.1`.
+same population and generations, ours asked to stop at another class's name.
+torchattacks: `pip install --no-deps torchattacks==3.5.1 requests`.
 """
 
 from __future__ import annotations
