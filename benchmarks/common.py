@@ -91,7 +91,7 @@ def record(
     print(f"{row} {measure} {mean:.3f} +- {spread:.3f} ({n} rounds)  {note}")
     if "--record" in sys.argv:
         line = {"table": "benchmarks", "row": row, "measure": measure, "published": None, "mean": round(mean, 4)}
-        line |= {"std": round(spread, 4), "n": n, "scale": "laptop", "data": data, "seconds": None}
+        line |= {"std": round(spread, 4) if n > 1 else None, "n": n, "scale": "laptop", "data": data, "seconds": None}
         line |= {
             "device": device_name(device),
             "commit": commit(),

@@ -119,7 +119,7 @@ def test_calibration_keeps_its_share() -> None:
 def test_masks_cover_every_patch() -> None:
     masks = Masks.against(5, (32, 32), per_side=6)
     assert len(masks) == 36
-    assert len(masks.pairs) == 666
+    assert len(masks.alone) + len(masks.pairs) == 666
     assert set(masks.inside.flatten(1).sum(1).tolist()) == {81}
     for patch, size, per_side in ((5, (32, 32), 6), (3, (10, 17), 4), (1, (7, 7), 2), (7, (7, 9), 3)):
         masks = Masks.against(patch, size, per_side=per_side)
@@ -160,7 +160,7 @@ def test_certificates_by_brute_force(fill: str) -> None:
     x = (x + 0.25 * torch.rand(x.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
     masks = Masks.against(6, (24, 24), per_side=3, fill=fill)
     expected = torch.ones(8, dtype=torch.bool)
-    for i, j in masks.pairs.tolist():
+    for i, j in torch.cat([masks.alone, masks.pairs]).tolist():
         seen = covered(x, (masks.inside[i] | masks.inside[j]).expand(len(x), -1, -1), fill)
         expected &= model(seen).argmax(1) == y
     assert torch.equal(certified(model, x, y, masks), expected)

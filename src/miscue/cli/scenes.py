@@ -18,7 +18,7 @@ from miscue.cli import console
 from miscue.cli.options import DEBUG, DEVICE, JSON, OVERWRITE, SEED, THREADS, command_line, device, method_command
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evasions.dpatch import Patched, dpatch_steps, drawn_places, left, stuck, won
+from miscue.evasions.dpatch import Patched, blinded, dpatch_steps, drawn_places, left, stuck
 from miscue.files import atomic, atomic_folder, refuse_existing, refuse_file, write_arrays, write_json
 from miscue.finder import RECIPE, Finder
 from miscue.layouts.pictures import png
@@ -183,22 +183,13 @@ def defaults() -> dict[str, Any]:
 def judged(
     net: nn.Module, test: Scenes, made: Patched, out: Path, *, place: str, label: int | None, dice: Dice
 ) -> dict[str, float]:
-    """Save the patch and the photos with it, all in 8 bits, and measure the detector on them.
-
-    map, map_50: of the photos as they are, in percent; with "_noise", of photos with a patch of random pixels at the
-    same place, with "_patched" of those with the patch. success: share of the photos in which none of the objects, or
-    the target before all, is found.
-    """
+    """Save the patch and the photos with it, all in 8 bits, and measure the detector on them, as `blinded` does."""
     patch = (made.patch * 255).round().byte().cpu()
     places = drawn_places(test.images, patch.shape[1], place, dice.named("held-out").generator())
-    noise = torch.randint(0, 256, patch.shape, generator=dice.named("noise").generator(), dtype=torch.uint8)
-    row: dict[str, float] = {}
-    found: list[Boxes] = []
+    row, found = blinded(net, test, patch, places, target=label, dice=dice)
     kept: dict[str, Any] = {"patch": patch.numpy(), "places": places.numpy(), "loss": made.loss.cpu().numpy()}
-    for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
-        found, scores = left(net, test, one, places)
-        row |= {f"{measure}{name}": value for measure, value in scores.items()}
-        kept |= {f"found{name}_{i:04}": packed(boxes) for i, boxes in enumerate(found)} if name != "_noise" else {}
+    for name in ("", "_patched"):
+        kept |= {f"found{name}_{i:04}": packed(boxes) for i, boxes in enumerate(found[name])}
     with atomic(out / "patch.png") as temporary:
         temporary.write_bytes(png(patch))
     names = [str(Path(file).with_suffix(".png")) for file in test.files]
@@ -206,8 +197,7 @@ def judged(
         with atomic(out / "images" / name) as temporary:
             temporary.write_bytes(png(image))
     write_arrays(out / "patch.npz", kept | {"files": np.array(names)})
-    hits = [won(one, true, label) for one, true in zip(found, test.targets, strict=True)]
-    return row | {"success": 100 * sum(hits) / len(hits)}
+    return row
 
 
 def packed(boxes: Boxes) -> np.ndarray:

@@ -61,8 +61,8 @@ class Masks:
 
     @property
     def pairs(self) -> Tensor:
-        """int64 (pairs, 2): each mask with itself and with each later one."""
-        return torch.combinations(torch.arange(len(self)), with_replacement=True)
+        """int64 (pairs, 2): each mask with each later one."""
+        return torch.combinations(torch.arange(len(self)))
 
     def named(self, model: Model, x: Tensor, pairs: Tensor) -> Tensor:
         """The class for images x (n, c, h, w) under each of pairs (k, 2): int64 (n, k)."""

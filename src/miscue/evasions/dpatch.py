@@ -13,7 +13,7 @@ are to be had in training mode only; layers that would keep statistics or draw a
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -199,13 +199,31 @@ def detected(detector: Detector, images: Sequence[Tensor], *, batch: int = 8) ->
     return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
-def left(
-    detector: Detector, scenes: Scenes, patch: Tensor | None = None, places: Tensor | None = None
-) -> tuple[list[Boxes], dict[str, float]]:
-    """What is found in photos with a patch, uint8 (c, size, size), at their places or without, and its precision."""
-    images = scenes.images if patch is None or places is None else stuck(patch, scenes.images, places)
-    found = detected(detector, [floats(image).to(device_of(detector)) for image in images])
+def left(detector: Detector, scenes: Scenes) -> tuple[list[Boxes], dict[str, float]]:
+    """What is found in photos, and its average precision in percent."""
+    found = detected(detector, [floats(image).to(device_of(detector)) for image in scenes.images])
     return found, average_precision(found, scenes.targets, len(scenes.classes))
+
+
+def blinded(
+    detector: Detector, scenes: Scenes, patch: Tensor, places: Tensor, *, target: int | None, dice: Dice
+) -> tuple[dict[str, float], dict[str, list[Boxes]]]:
+    """How a detector fares on photos with a patch, uint8 (c, size, size), at `places`.
+
+    Returns:
+        map, map_50: of the photos as they are, in percent; with "_noise", of photos with a patch of random pixels at
+        the same places, with "_patched" of those with the patch. success: share of the photos in which none of the
+        objects, or the target before all, is found. Then what is found, by "", "_noise" and "_patched".
+    """
+    noise = torch.randint(0, 256, patch.shape, generator=dice.named("noise").generator(), dtype=torch.uint8)
+    row: dict[str, float] = {}
+    found: dict[str, list[Boxes]] = {}
+    for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
+        shown = scenes if one is None else replace(scenes, images=tuple(stuck(one, scenes.images, places)))
+        found[name], precision = left(detector, shown)
+        row |= {f"{measure}{name}": value for measure, value in precision.items()}
+    hits = [won(one, true, target) for one, true in zip(found["_patched"], scenes.targets, strict=True)]
+    return row | {"success": 100 * sum(hits) / len(hits)}, found
 
 
 def won(found: Boxes, target: Boxes, label: int | None) -> bool:

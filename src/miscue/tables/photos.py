@@ -7,12 +7,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from miscue.data import floats
 from miscue.dice import Dice
-from miscue.evasions.dpatch import dpatch, drawn_places, left, won
+from miscue.evasions.dpatch import blinded, dpatch, drawn_places
 from miscue.finder import RECIPE, Finder
 from miscue.models.store import Plan
 from miscue.readers import read_scenes
@@ -49,26 +48,15 @@ def detector(row: dict[str, Any], seed: int, workshop: Workshop) -> nn.Module:
     return kept(workshop, settings, trained)["detector"]
 
 
-def blinded(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """Average precision on other photos: as they are, with a patch of noise, with a patch made from the detector's.
-
-    success: the share of photos with the patch in which none of the objects is found.
-    """
+def measured(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """A patch made from the detector's photos, judged on others; the share of the precision that it leaves."""
     net, (train, other), dice = detector(row, seed, workshop), photos(row["data"]), Dice(seed).named("dpatch")
     images = [floats(image).to(device()) for image in train.images]
     made = dpatch(net, images, train.targets, place=row["place"], dice=dice, **row["options"]).patch
     patch = (255 * made).round().byte().cpu()
-    noise = torch.randint(0, 256, patch.shape, generator=dice.named("noise").generator(), dtype=torch.uint8)
     places = drawn_places(other.images, patch.shape[1], row["place"], dice.named("others").generator())
-    measures: Measures = {}
-    for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
-        found, precision = left(net, other, one, places)
-        measures |= {f"{measure}{name}": value for measure, value in precision.items()}
-    hits = [won(one, true, None) for one, true in zip(found, other.targets, strict=True)]
-    return measures | {
-        "map_left": 100 * measures["map_patched"] / max(measures["map"], 1e-9),
-        "success": 100 * sum(hits) / len(hits),
-    }
+    measures, _ = blinded(net, other, patch, places, target=None, dice=dice)
+    return measures | {"map_left": 100 * measures["map_patched"] / max(measures["map"], 1e-9)}
 
 
 def dpatches(scale: str) -> Iterator[Row]:
@@ -89,4 +77,4 @@ def dpatches(scale: str) -> Iterator[Row]:
         *large,
     ):
         options = {"aim": aim, "size": side, "lr": 0.05} | ({"steps": 3} if small else {})
-        yield Row(settings=base | {"options": options, "place": place}, measure=blinded, seeds=3)
+        yield Row(settings=base | {"options": options, "place": place}, measure=measured, seeds=3)
