@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from miscue.covers import covered
 from miscue.data import Data, floats
+from miscue.defences import Masked
 from miscue.detectors.consistency import SCORES, Detector, Looks
 from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.dice import Dice
@@ -278,13 +279,20 @@ def holed(data: str) -> Victim:
     )
 
 
-TRAININGS = {"whole": whole, "holes": holed}
+def masked(data: str) -> Victim:
+    """The usual network, trained under the pairs of PatchCleanser's masks that hide most."""
+    usual, epochs = VICTIMS[data], 3 * VICTIMS[data].recipe.epochs // 2
+    loss = Masked(patch=SIDES[data], tries=4, whole=0.3, fill="inpaint")
+    return replace(usual, recipe=replace(usual.recipe, epochs=epochs), loss=loss)
+
+
+TRAININGS = {"whole": whole, "holes": holed, "masked": masked}
 
 
 def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """PatchCleanser on a network trained with holes."""
+    """PatchCleanser on a network trained to see through masks, beside the usual one."""
     usual = arena(row["data"], seed, workshop)
-    here = arena(row["data"], seed, workshop, victim=holed(row["data"]))
+    here = arena(row["data"], seed, workshop, victim=TRAININGS[row["training"]](row["data"]))
     x, y = here.images(row["images"])
     height, width = here.test.shape[1:]
     masks = Masks.against(row["patch"], (height, width), per_side=row["per_side"], fill="inpaint")
@@ -313,7 +321,8 @@ def explanations(scale: str) -> Iterator[Row]:
         given = {"explainer": explainer, "options": options, "training": "whole"}
         for kind in ("patch", "stickers"):
             yield Row(settings=base(scale, 430) | given | {"attack": kind}, measure=pointing, seeds=3)
-        yield Row(settings=base(scale, 430) | given | {"cue": "at the edge"}, measure=reasons, seeds=3)
+        images = 215 if explainer == "occlusion" else 430  # maps of two networks, all windows
+        yield Row(settings=base(scale, images) | given | {"cue": "at the edge"}, measure=reasons, seeds=3)
 
 
 def hard_samples(scale: str) -> Iterator[Row]:
@@ -329,7 +338,7 @@ def hard_samples(scale: str) -> Iterator[Row]:
 def detection(scale: str) -> Iterator[Row]:
     """Stickers found by covering, on two networks; two attackers know the detector."""
     window, stride = WINDOWS[SIGNS[scale]]
-    for training in TRAININGS:
+    for training in ("whole", "holes"):
         for kind in ATTACKS:
             given = {"training": training, "attack": kind, "window": window, "stride": stride}
             settings = base(scale, 172 if "adaptive" in kind else 430) | given
@@ -337,6 +346,7 @@ def detection(scale: str) -> Iterator[Row]:
 
 
 def certificates(scale: str) -> Iterator[Row]:
-    """PatchCleanser."""
+    """PatchCleanser, on two networks."""
     settings = base(scale, 1000) | {"patch": SIDES[SIGNS[scale]], "per_side": 3 if scale == "smoke" else 6}
-    yield Row(settings=settings, measure=behind_masks, seeds=3)
+    for training in ("holes", "masked"):
+        yield Row(settings=settings | {"training": training}, measure=behind_masks, seeds=3)
