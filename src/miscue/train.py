@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,11 @@ class Recipe:
             raise InputError(
                 f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
             )
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The settings that differ from the usual ones: new ones leave the names of old recipes as they are."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
     @property
     def moves(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,9 @@ def kept(
 
 
 def described(victim: Victim) -> dict[str, Any]:
-    """A victim as plain data; what its recipe leaves as usual is not named, so that new options change nothing."""
+    """A victim as plain data."""
     loss = "plain" if victim.loss is plain else repr(victim.loss)
-    usual = asdict(Recipe())
-    recipe = {key: value for key, value in asdict(victim.recipe).items() if value != usual[key]}
-    return {"network": victim.network, "recipe": recipe, "loss": loss}
+    return {"network": victim.network, "recipe": victim.recipe.unusual, "loss": loss}
 
 
 @lru_cache(maxsize=8)

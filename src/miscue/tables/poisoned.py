@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,20 @@ def known(name: str) -> Splits:
 
 def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
     """The perturbation of a row: "data", "poison", "preset", and "options", "surrogate" and "epochs" where given."""
-    asked = {key: row.get(key) for key in ("data", "poison", "preset", "options", "surrogate", "epochs")}
-    preset = PRESETS[row["poison"]][row.get("preset") or "paper"]
-    options = preset.options | dict(row.get("options") or {})
+    poison, preset = POISONS[row["poison"]], PRESETS[row["poison"]][row.get("preset") or "paper"]
+    options, surrogate = preset.options | dict(row.get("options") or {}), row.get("surrogate") or preset.surrogate
+    recipe = preset.recipe if row.get("epochs") is None else replace(preset.recipe, epochs=row["epochs"])
+    usual = {name: option.default for name, option in signature(poison).parameters.items()}
+    unusual = {name: value for name, value in options.items() if value != usual.get(name)}
+    asked = {"data": row["data"], "poison": row["poison"], "options": unusual, "surrogate": surrogate}
+    asked["recipe"] = recipe.unusual
     train = known(row["data"]).train
     if isinstance(options.get("label_map"), str):
         options["label_map"] = label_map(options["label_map"], len(train.classes))
-    recipe = preset.recipe if row.get("epochs") is None else replace(preset.recipe, epochs=row["epochs"])
-    attacker = Attacker(
-        surrogate=row.get("surrogate") or preset.surrogate, recipe=recipe, dice=Dice(0), device=device()
-    )
+    attacker = Attacker(surrogate=surrogate, recipe=recipe, dice=Dice(0), device=device())
 
     def make(place: Path) -> None:
-        for _ in craft(POISONS[row["poison"]], train, attacker, options, place):
+        for _ in craft(poison, train, attacker, options, place):
             pass
 
     return Perturbation.load(workshop.made("poison", asked, make) / "perturbation.safetensors").to(device())
