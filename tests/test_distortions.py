@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from miscue.distortions import DISTORTIONS, warped
@@ -92,6 +93,13 @@ def test_distances_are_those_stated(x: Tensor) -> None:
     )
     factor = math.sqrt(float(larger.sum() / disc.sum()))
     assert min(abs(factor - 1.5), abs(factor - 1 / 1.5)) < 0.08
+
+
+@pytest.mark.parametrize("strength", [0.4, 2.0, 9.0])
+def test_blur_is_scipy_s(strength: float) -> None:
+    x = torch.rand(2, 3, 40, 33, generator=generator())
+    theirs = gaussian_filter(x.numpy(), (0, 0, strength, strength), mode="mirror", truncate=3.0)
+    assert torch.allclose(DISTORTIONS["blur"](x, strength, generator()), torch.from_numpy(theirs), atol=2e-4)
 
 
 def test_the_same_homography_is_no_change(x: Tensor) -> None:

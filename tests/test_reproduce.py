@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import look_at, within
 from miscue.errors import InputError
@@ -27,6 +28,7 @@ from miscue.run import lines, rewrite, torn
 from miscue.spec import Spec
 from miscue.tables import FIGURES, TABLES, Row, Workshop
 from miscue.tables.defences import verdict
+from miscue.tables.poisoned import crafted, known
 
 COMMAND = "miscue reproduce"
 
@@ -231,6 +233,16 @@ def test_a_workshop_makes_things_once(tmp_path: Path) -> None:
     again = workshop.made("thing", {"a": 3}, lambda place: made.append((place / "half").read_text()))
     assert made[-1] == "done"
     assert again.exists()
+
+
+def test_rows_that_come_to_the_same_poison_share_it(tmp_path: Path) -> None:
+    row = {"data": "digits", "poison": "border-pixel"}
+    first = crafted(row, workshop := Workshop(tmp_path))
+    again = crafted(row | {"preset": "paper", "options": {}, "surrogate": None}, workshop)
+    assert len(list((tmp_path / "poison").glob("*/made.json"))) == 1
+    assert torch.equal(*(poison(known("digits").train).images for poison in (first, again)))
+    crafted(row | {"epochs": 2}, workshop)
+    assert len(list((tmp_path / "poison").glob("*/made.json"))) == 2
 
 
 @pytest.mark.parametrize("table", TABLES)
