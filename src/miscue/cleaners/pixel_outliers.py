@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from miscue.cleaners.median import CHUNK, around
+from miscue.cleaners.median import CHUNK
 from miscue.data import Data
 from miscue.errors import InputError
 
@@ -19,21 +21,29 @@ def pixel_outliers(data: Data, *, threshold: float = 0.3) -> Data:
         data: any images.
         threshold: on the scale from 0 to 1.
     """
-    if not 0 < threshold < 1:
-        raise InputError(f"threshold must lie in (0, 1), got {threshold:g}")
-    height, width = data.shape[1:]
-    there = around(torch.ones(1, 1, height, width), 3) * 0 + 1  # (1, 9, 1, h, w)
-    rows, columns = torch.arange(height), torch.arange(width)
-    for k, (i, j) in enumerate((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
-        inside = ((rows + i >= 0) & (rows + i < height))[:, None] & ((columns + j >= 0) & (columns + j < width))[None]
-        there[0, k, 0] = inside
-    there[:, 4] = 0  # the pixel itself
-    there = there.to(data.images.device) > 0
     cleaned = []
     for part in data.images.split(CHUNK):
-        near = around(part, 3)
-        apart = (near - part.float()[:, None]).abs().amax(2, keepdim=True).masked_fill(~there, torch.inf)
-        alone = apart.amin(1) > 255 * threshold
-        middle = near.masked_fill(~there, torch.nan).nanmedian(1).values.round().to(torch.uint8)
-        cleaned.append(torch.where(alone, middle, part))
+        here = alone(part, threshold)
+        near = torch.stack([some.movedim(1, 3)[here] for some in neighbours(part)], dim=1)  # (pixels, 8, c)
+        mended = part.movedim(1, 3).clone()
+        mended[here] = near.nanmedian(1).values.round().to(torch.uint8)
+        cleaned.append(mended.movedim(3, 1).contiguous())
     return data.with_images(torch.cat(cleaned))
+
+
+def alone(images: Tensor, threshold: float) -> Tensor:
+    """Which pixels of uint8 images (n, c, h, w) no neighbour resembles: bool (n, h, w)."""
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold must lie in (0, 1), got {threshold:g}")
+    nearest = torch.full_like(images[:, 0], torch.inf, dtype=torch.float32)
+    for some in neighbours(images):
+        nearest = torch.fmin(nearest, (some - images).abs().amax(1))
+    return nearest > 255 * threshold
+
+
+def neighbours(images: Tensor) -> list[Tensor]:
+    """Each pixel's eight neighbours, one after the other: float (n, c, h, w), not a number beyond the image's edge."""
+    padded = F.pad(images.float(), (1, 1, 1, 1), value=torch.nan)
+    height, width = images.shape[2:]
+    places = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    return [padded[:, :, i : i + height, j : j + width] for i, j in places]

@@ -10,6 +10,7 @@ import typer
 
 from miscue.cli import attack, data, demo, explain, harden, poison
 from miscue.cli.activations import activations
+from miscue.cli.audit import audit
 from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
 from miscue.cli.models import report, train
@@ -31,6 +32,7 @@ app.add_typer(harden.app, name="harden")
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate)
+app.command("audit")(audit)
 app.command("train")(train)
 app.command("train-detector")(train_detector)
 app.command("rank")(rank)

@@ -41,6 +41,7 @@ from miscue.readers import read
 from miscue.report import (
     activations_page,
     attack_page,
+    audit_page,
     detect_page,
     explain_page,
     page,
@@ -188,6 +189,7 @@ def epoch_words(fact: dict[str, Any]) -> str:
 PAGES = {
     "activations": activations_page,
     "attack": attack_page,
+    "audit": audit_page,
     "scenes": scenes_page,
     "explain": explain_page,
     "rank": rank_page,

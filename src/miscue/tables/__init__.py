@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from miscue.tables import attacks, deepconfuse, defences, inside, photos, single_pixel, transfer, understanding
+from miscue.tables import attacks, audits, deepconfuse, defences, inside, photos, single_pixel, transfer, understanding
 from miscue.tables.drawn import FIGURES, Figure
 from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
@@ -48,6 +48,7 @@ TABLES: dict[str, Table] = {
     "bounds": Table(title="Bounded activations: what they cost", rows=defences.bounds),
     "defences": Table(title="Defences against attacks that know them", rows=defences.defences),
     "cleaners": Table(title="Cleaners against poisons", rows=defences.cleaners),
+    "audits": Table(title="Audits: signs of poison in training data", rows=audits.audits),
     "outsiders": Table(title="Images of no class", rows=defences.outsiders),
     "certificates": Table(title="PatchCleanser: certified accuracy", rows=understanding.certificates),
 }

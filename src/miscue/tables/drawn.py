@@ -205,13 +205,24 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             words={"poison": "clean images", "cleaner": "as it is"},
         ),
     ),
+    "audits": (
+        Figure(
+            kind="dots",
+            title="Accuracy lost on trusted images",
+            said=DOTS,
+            value="gap",
+            apart=("poison", "share"),
+            panels=("data",),
+            words={"poison": "clean"},
+        ),
+    ),
     "certificates": (
         Figure(
             kind="dots",
             title="Certified against every patch of that size",
             said=DOTS,
             value="certified_accuracy",
-            apart=("network", "patch"),
+            apart=("training", "patch"),
         ),
     ),
     "stickers": (
