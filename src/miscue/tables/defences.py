@@ -24,7 +24,7 @@ from miscue.detectors.patchcleanser import Masks, cleanse
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import Adversarial as Found
-from miscue.evasions import patch, pgd, stickers
+from miscue.evasions import deepfool, patch, pgd, stickers
 from miscue.evasions.attempt import scored
 from miscue.evasions.patch import pasted
 from miscue.measures.accuracy import accuracy
@@ -48,16 +48,24 @@ SLIDES = {
     2: {"none": 3.0, "against_only": 0.0, "made_on_only": 91.0, "both": 6.0},
     43: {"none": 17.0, "against_only": 0.0, "made_on_only": 80.5, "both": 2.5},
 }
-"""The slides' outcome tables; made on the original network, against the bounded one, in our reading."""
+"""The slides' outcome tables: made on the original network, against a bounded one."""
+READINGS = {
+    "stickers": ("bounded", "stickers of which the original is sure; the bounded network went on from the original"),
+    "deepfool": ("apart", "just enough to fool the original; the bounded network was trained by itself"),
+}
+"""The attacks that stand beside the slides' figures, the bounded network meant, and what to know of it."""
+PAIRS = (("original", "bounded"), ("bounded", "original"), ("original", "other"), ("original", "apart"))
+"""What attacks are made on, and whom they meet then. `apart` has nothing in common with the original but the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A network, the same with bounds, another seed's, and images of their classes."""
+    """A network, the same with bounds, another seed's, that one with bounds, and images of their classes."""
 
     original: nn.Module
     bounded: nn.Module
     other: nn.Module
+    apart: nn.Module
     train: Data
     test: Data
 
@@ -72,7 +80,10 @@ def only(data: Data, classes: tuple[int, ...]) -> Data:
 
 @lru_cache(maxsize=4)
 def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
-    """Trained for some epochs fewer than the recipe says, then for these with bounds, and without: the same budget."""
+    """Trained for some epochs fewer than the recipe says, then for these with bounds, and without: the same budget.
+
+    `apart` has its bounds after all these epochs, and some more with them.
+    """
     splits = known(name)
     assert splits.test is not None
     train, test = splits.train, splits.test
@@ -82,20 +93,28 @@ def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
     first = replace(usual, recipe=replace(usual.recipe, epochs=max(1, usual.recipe.epochs - last)))
     then = replace(usual, recipe=replace(usual.recipe, epochs=last, lr=usual.recipe.lr / 5))
 
-    def trained() -> dict[str, tuple[nn.Module, Plan]]:
-        images, plan = train.to(device()), usual.plan(train)
-        models = [first(images, Dice(seed).named("pair", ways, number), device=device()) for number in (0, 1)]
-        bounded = bound(models[0], images.spread(2000))
-        for _ in tuning(bounded, images, then.recipe, Dice(seed).named("tune", ways)):
+    plan = usual.plan(train)
+
+    def bounds(model: nn.Module, *words: str) -> tuple[nn.Module, Plan]:
+        images = train.to(device())
+        bounded = bound(model, images.spread(2000))
+        for _ in tuning(bounded, images, then.recipe, Dice(seed).named("tune", ways, *words)):
             pass
+        return bounded, replace(plan, options=plan.options | {"bounded": 0.0})
+
+    def trained() -> dict[str, tuple[nn.Module, Plan]]:
+        images = train.to(device())
+        models = [first(images, Dice(seed).named("pair", ways, number), device=device()) for number in (0, 1)]
+        bounded = bounds(models[0])
         for number, model in enumerate(models):
             for _ in then.learning(model, images, Dice(seed).named("on", ways, number)):
                 pass
-        with_bounds = replace(plan, options=plan.options | {"bounded": 0.0})
-        return {"original": (models[0], plan), "bounded": (bounded, with_bounds), "other": (models[1], plan)}
+        return {"original": (models[0], plan), "bounded": bounded, "other": (models[1], plan)}
 
     settings = {"data": name, "seed": seed, "ways": ways, "tuned": described(then)} | described(first)
-    return Pair(**kept(workshop, settings, trained), train=train, test=test)
+    nets = kept(workshop, settings, trained)
+    nets |= kept(workshop, settings | {"bounds": "apart"}, lambda: {"apart": bounds(nets["other"], "apart")})
+    return Pair(**nets, train=train, test=test)
 
 
 def attacks(data: str, seed: int) -> dict[str, Callable[[Model, Tensor, Tensor], Found]]:
@@ -116,7 +135,7 @@ def attacks(data: str, seed: int) -> dict[str, Callable[[Model, Tensor, Tensor],
     def everywhere(model: Model, x: Tensor, y: Tensor) -> Found:
         return patch(model, x, y, area=0.2 if small else 0.1, steps=10 * steps, dice=dice)
 
-    return {"stickers": flat, "square": square, "pgd": ball, "patch": everywhere}
+    return {"stickers": flat, "square": square, "pgd": ball, "patch": everywhere, "deepfool": deepfool}
 
 
 def wrong(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -302,10 +321,19 @@ def outcomes(scale: str) -> Iterator[Row]:
     every = 10 if scale == "smoke" else 43
     for ways in (2, every):
         for attack in attacks(SIGNS[scale], 0):
-            for made_on, against in (("original", "bounded"), ("bounded", "original"), ("original", "other")):
+            for made_on, against in PAIRS:
+                if against == "apart" and attack not in READINGS:
+                    continue
                 given = {"ways": ways, "attack": attack, "made_on": made_on, "against": against, "leaky": False}
-                published = SLIDES.get(ways, {}) if attack == "stickers" and against == "bounded" else {}
-                yield Row(settings=base(scale, 430) | given, measure=outcome, published=published, seeds=3)
+                meant, note = READINGS.get(attack, ("", ""))
+                slides = (made_on, against) == ("original", meant)
+                yield Row(
+                    settings=base(scale, 430) | given,
+                    measure=outcome,
+                    published=SLIDES.get(ways, {}) if slides else {},
+                    seeds=3,
+                    note=note if slides else "",
+                )
         for attack in ("square", "pgd"):
             given = {"ways": ways, "attack": attack, "made_on": "bounded", "against": "original", "leaky": True}
             yield Row(settings=base(scale, 430) | given, measure=outcome, seeds=3)
