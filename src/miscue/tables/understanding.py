@@ -280,10 +280,10 @@ def holed(data: str) -> Victim:
 
 
 def masked(data: str) -> Victim:
-    """The usual network, trained under the pairs of PatchCleanser's masks that hide most."""
-    usual, epochs = VICTIMS[data], 3 * VICTIMS[data].recipe.epochs // 2
-    loss = Masked(patch=SIDES[data], tries=4, whole=0.3, fill="inpaint")
-    return replace(usual, recipe=replace(usual.recipe, epochs=epochs), loss=loss)
+    """The usual network, trained for longer, and under the pairs of PatchCleanser's masks that hide most."""
+    usual, epochs = VICTIMS[data], 5 * VICTIMS[data].recipe.epochs // 2
+    loss = Masked(patch=SIDES[data], tries=4, whole=0.4, fill="inpaint")
+    return replace(usual, recipe=replace(usual.recipe, epochs=epochs, weight_decay=2e-3), loss=loss)
 
 
 TRAININGS = {"whole": whole, "holes": holed, "masked": masked}
