@@ -21,7 +21,7 @@ SETS = {
 
 
 def audited(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """The signs of a set, how many are beyond what clean sets show, and whether any is without trusted images."""
+    """The signs of a set, and what is read right of the images held out."""
     splits = known(row["data"])
     assert splits.test is not None
     data = crafted(row, workshop)(splits.train) if row["poison"] else splits.train
@@ -30,12 +30,9 @@ def audited(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     some, trusted = data.spread(row["images"]), splits.test.spread(row["images"])
     *_, last = probe(some, Dice(seed).named("audit"), trusted=trusted, device=device())
     assert last.found is not None
-    alone = [name for name in last.found.beyond if name != "gap"]
     return last.found.signs | {
         "held_out_accuracy": last.found.held_out,
         "linear_accuracy": last.found.linear,
-        "signs_beyond": float(len(last.found.beyond)),
-        "found_without_trusted_images": 100.0 * bool(alone),
     }
 
 
