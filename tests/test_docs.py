@@ -209,12 +209,12 @@ def test_means_and_deviations_are_recorded() -> None:
     ]
     known = [(record["mean"], record["std"]) for record in records if record["std"] is not None]
     known += [(100 - mean, std) for mean, std in known]
-    said = {pair for text in WRITTEN.values() for pair in re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)}
+    said = {pair for text in WRITTEN.values() for pair in re.findall(r"(−?\d+\.\d+) ± (\d+\.\d+)", text)}
     assert len(said) > 10
     for mean, std in said:
         digits = len(mean.partition(".")[2])
-        near = 0.51 * 10**-digits
-        assert any(abs(m - float(mean)) <= near and abs(s - float(std)) <= near for m, s in known), f"{mean} ± {std}"
+        near, value = 0.51 * 10**-digits, float(mean.replace("−", "-"))
+        assert any(abs(m - value) <= near and abs(s - float(std)) <= near for m, s in known), f"{mean} ± {std}"
 
 
 def test_the_page_of_results_is_that_of_the_records() -> None:
