@@ -131,6 +131,19 @@ def test_what_only_chooses_is_the_library_s_to_the_second_derivative(kind: str) 
     assert found[0][2].abs().sum() > 0
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 8, 6), (2, 3, 7, 9), (4, 6, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_of_squares_is_the_library_s_without_a_way_back(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x.view(-1)[3] = torch.nan
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    quick, usual = MaxPool2d(2)(x), nn.MaxPool2d(2)(x)
+    assert torch.equal(quick.nan_to_num(9), usual.nan_to_num(9))
+    assert x.ndim != 4 or quick.is_contiguous(memory_format=torch.channels_last)
+    assert [MaxPool2d(*words).halves for words in ((2,), (2, 1), (3,), (2, 2, 1))] == [True, False, False, False]
+    assert not MaxPool2d(2, ceil_mode=True).halves
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_batch_norm_is_the_library_s(channels_last: bool) -> None:
     torch.manual_seed(0)

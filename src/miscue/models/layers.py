@@ -125,12 +125,22 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`nn.MaxPool2d`, quick where it is made under `twice`."""
+    """`nn.MaxPool2d`, quick where it is made under `twice`, and by squares of 2 x 2 where there is no way back.
+
+    The library works out where the largest lies even if nobody goes back there.
+    """
+
+    @property
+    def halves(self) -> bool:
+        """Whether it takes the largest of each square of 2 x 2."""
+        habits = pairs(self.kernel_size, self.stride, self.padding, self.dilation)
+        return habits == [[2, 2], [2, 2], [0, 0], [1, 1]] and not self.ceil_mode and not self.return_indices
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h', w')."""
         if not ASKED.twice:
-            return super().forward(x)
+            back = torch.is_grad_enabled() and x.requires_grad
+            return super().forward(x) if back or x.is_cuda or not self.halves else halved(x)
         seen = x.detach()
         habits = *pairs(self.kernel_size, self.stride, self.padding, self.dilation), self.ceil_mode
         y, winners = torch.ops.aten.max_pool2d_with_indices(seen, *habits)
@@ -143,6 +153,13 @@ class MaxPool2d(nn.MaxPool2d):
             return torch.ops.aten.max_pool2d_with_indices_backward(last(t), seen, *habits, winners)
 
         return Fixed.apply(x, y, chosen, spread)
+
+
+def halved(x: Tensor) -> Tensor:
+    """The largest of each square of 2 x 2 of (..., h, w); a last odd row or column is left out."""
+    height, width = (side // 2 * 2 for side in x.shape[-2:])
+    rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 class Flatten(nn.Flatten):
