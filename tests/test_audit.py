@@ -104,6 +104,9 @@ def test_bad_input(digits: Data) -> None:
     other = replace(digits, images=digits.images[:, :, :7])
     with pytest.raises(InputError, match="trusted images are"):
         next(probe(digits, Dice(0), trusted=other))
+    turned = replace(digits, classes=digits.classes[::-1])
+    with pytest.raises(InputError, match="9, 8, 7"):
+        next(probe(digits, Dice(0), trusted=turned))
 
 
 def test_the_command_makes_a_page(digits: Data, tmp_path: Path, browser: Any) -> None:

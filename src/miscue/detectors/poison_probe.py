@@ -108,13 +108,13 @@ def probe(data: Data, dice: Dice, *, trusted: Data | None = None, device: str = 
         device: where to train.
 
     Raises:
-        InputError: fewer images than can be learned from, or trusted ones of other classes or another size.
+        InputError: fewer images than can be learned from, or trusted ones of another size or with other classes' names.
     """
-    if trusted is not None and (trusted.shape != data.shape or len(trusted.classes) != len(data.classes)):
-        raise InputError(
-            f"the trusted images are {trusted.shape} of {len(trusted.classes)} classes, "
-            f"the others {data.shape} of {len(data.classes)}"
+    if trusted is not None and (trusted.shape != data.shape or trusted.classes != data.classes):
+        said = (
+            f"{one.shape} of {len(one.classes)} classes, {', '.join(one.classes[:3])} ..." for one in (trusted, data)
         )
+        raise InputError("the trusted images are {}, the others {}".format(*said))
     rest = torch.arange(len(data)) % HELD_OUT != HELD_OUT - 1
     train, held = (data.take(some.nonzero()[:, 0]) for some in (rest, ~rest))
     if len(train) < LINEAR.batch_size:
