@@ -36,7 +36,7 @@ from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, Arena, arena, described, 
 from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Drawn, Measures, Row, Workshop
 from miscue.tables.single_pixel import QUICK
-from miscue.tables.understanding import SIDES, holed
+from miscue.tables.understanding import SIDES, holed, masked
 from miscue.victims import Victim, network
 
 TWO = {"digits": (3, 8), "gtsrb": (14, 17)}  # of road signs: stop, and no entry
@@ -213,12 +213,13 @@ def victims(data: str) -> dict[str, Victim]:
         "none": usual,
         "occluded": replace(usual, loss=Occluded(side=side + 2, steps=2 if small else 5)),
         "holes": holed(data),
+        "masked": masked(data),
         "adversarial": replace(usual, loss=Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)),
         "scenes": replace(usual, recipe=replace(usual.recipe, scenes=1.0)),
     }
 
 
-DEFENCES = ("none", "occluded", "holes", "adversarial", "scenes", "bounded", "feature-norm")
+DEFENCES = ("none", "occluded", "holes", "masked", "adversarial", "scenes", "bounded", "feature-norm")
 
 
 @lru_cache(maxsize=8)
@@ -248,9 +249,9 @@ def against_a_square(row: dict[str, Any], seed: int, workshop: Workshop) -> Meas
 
 
 def behind_masks(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
-    """PatchCleanser on the network trained with holes, against squares made on it, and through its masks."""
+    """PatchCleanser on a network trained to see through masks, against squares made on it, and through its masks."""
     here = arena(row["data"], seed, workshop)
-    model = defended(row["data"], "holes", seed, workshop)
+    model = defended(row["data"], row["training"], seed, workshop)
     x, y = here.images(row["images"])
     height, width = here.test.shape[1:]
     side, steps = SIDES[row["data"]], STEPS[row["data"]]
@@ -353,8 +354,9 @@ def defences(scale: str) -> Iterator[Row]:
         given = {"defence": name, "side": SIDES[SIGNS[scale]]}
         yield Row(settings=base(scale, 430) | given | {"attack": "square"}, measure=against_a_square, seeds=3)
         yield Row(settings=base(scale, 860) | given | {"attack": "patch"}, measure=under_a_patch, seeds=3)
-    given = {"defence": "patchcleanser", "attack": "square", "per_side": 3 if scale == "smoke" else 6}
-    yield Row(settings=base(scale, 430) | given, measure=behind_masks, seeds=3)
+    for training in ("holes", "masked"):
+        given = {"defence": "patchcleanser", "attack": "square", "per_side": 3 if scale == "smoke" else 6}
+        yield Row(settings=base(scale, 430) | given | {"training": training}, measure=behind_masks, seeds=3)
 
 
 def cleaners(scale: str) -> Iterator[Row]:

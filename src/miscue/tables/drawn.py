@@ -184,16 +184,18 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             title="Accuracy under a square made on the defended network",
             said=DOTS,
             value="robust_accuracy",
-            apart=("defence",),
+            apart=("defence", "training"),
         ),
         Figure(
             kind="dots",
             title="Images that a universal patch made on the defended network turns",
             said=DOTS,
             value="success",
-            apart=("defence",),
+            apart=("defence", "training"),
         ),
-        Figure(kind="dots", title="Accuracy on clean images", said=DOTS, value="accuracy", apart=("defence",)),
+        Figure(
+            kind="dots", title="Accuracy on clean images", said=DOTS, value="accuracy", apart=("defence", "training")
+        ),
     ),
     "cleaners": (
         Figure(
