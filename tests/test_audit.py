@@ -14,7 +14,7 @@ import torch
 from conftest import look_at, within
 from miscue.cleaners.pixel_outliers import alone
 from miscue.data import Data, mix
-from miscue.detectors.poison_probe import CHANGES, Probed, lone_pixels, probe
+from miscue.detectors.poison_probe import CHANGES, Probed, beyond, lone_pixels, probe
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.poisons import POISONS, Attacker
@@ -61,12 +61,12 @@ def test_lone_pixels_are_counted_against_the_other_classes() -> None:
 def test_clean_digits_show_no_sign_and_a_shortcut_shows_where_it_is(digits: Data) -> None:
     test = read("digits").test
     clean = probed(digits, trusted=test)
-    assert clean.beyond == []
+    assert beyond(clean.signs) == []
     assert set(clean.signs) == {"marks", "simple", "fall", "gap"}
     assert clean.held_out > 85
     marked = poisoned(digits, "one-pixel-shortcut")
     found = probed(marked, trusted=test)
-    assert "marks" in found.beyond
+    assert "marks" in beyond(found.signs)
     changed = (marked.images != digits.images).any(1)
     for label in range(len(digits.classes)):
         loudest = int(found.marks[label].argmax())
@@ -84,7 +84,7 @@ def test_noise_that_a_linear_classifier_reads_is_a_sign(digits: Data) -> None:
     noise = 60 * (2 * torch.randint(0, 2, (10, 1, 8, 8), generator=generator) - 1)
     data = digits.with_images((digits.images + noise[digits.labels]).clamp(0, 255).to(torch.uint8))
     found = probed(data)
-    assert "simple" in found.beyond
+    assert "simple" in beyond(found.signs)
     assert found.trusted is None
     assert "gap" not in found.signs
     assert found.linear > 95

@@ -11,7 +11,7 @@ import typer
 from miscue.cli import console
 from miscue.cli.options import DATA, DEBUG, DEVICE, JSON, OVERWRITE, RESIZE, SEED, THREADS, command_line, device
 from miscue.data import Data
-from miscue.detectors.poison_probe import USUAL, Probed, probe
+from miscue.detectors.poison_probe import FEWEST, USUAL, Probed, beyond, probe
 from miscue.dice import Dice
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.readers import read
@@ -31,7 +31,9 @@ def audit(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="At most so many images, evenly spread over the set.", min=128)] = 10_000,
+    images: Annotated[
+        int, typer.Option(help="At most so many images, evenly spread over the set.", min=FEWEST)
+    ] = 10_000,
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",
@@ -78,14 +80,16 @@ def audit(
             written(folder / "records.jsonl", [({"data": data}, row)], settings, len(some))
             write_json(folder / "run.json", settings)
             audit_page.write(folder)
+        loud = beyond(probed.signs)
         for name, value in probed.signs.items():
-            beyond = "BEYOND" if name in probed.beyond else "as clean sets,"
-            console.say(f"{name:7} {value:6.1f}  {beyond} up to {USUAL[name]:g}")
+            console.say(
+                f"{name:7} {value:6.1f}  {'BEYOND' if name in loud else 'as'} clean sets, up to {USUAL[name]:g}"
+            )
         for text in audit_page.advice(probed.signs, probed.after, data):
             console.say(text)
         console.say(f"{out / 'report.html'}: the page")
         if json_:
-            console.emit({"out": str(out), "n": len(some), **row, "beyond": probed.beyond})
+            console.emit({"out": str(out), "n": len(some), **row, "beyond": loud})
 
 
 def clean_images(name: str | None, own: Data | None, resize: int | None) -> Data | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,6 +35,7 @@ from miscue.train import Recipe, fitting
 USUAL = {"marks": 40.0, "simple": 98.0, "fall": 30.0, "gap": 15.0}
 """What the signs do not go beyond on clean sets, in percent and in points: `miscue reproduce audits`."""
 STANDS_OUT = 0.2  # by how much a pixel differs from all its neighbours, on the scale from 0 to 1
+FEWEST = 128  # images
 HELD_OUT = 5  # every so many-th image is
 LARGE = 64  # pixels of a side from which the network is one that halves its maps five times
 LINEAR = Recipe(optimizer="adam", lr=1e-3, epochs=10, batch_size=64, schedule="cosine")
@@ -53,7 +53,7 @@ CHANGES: dict[str, Callable[[Data], Data]] = {
     "bit-depth": bit_depth,
     "median": median,
     "pixel-outliers": pixel_outliers,
-    "blur": partial(softened, strength=0.7),
+    "blur": softened,
 }
 """What leaves of an image what it shows. Without its colours it may be another sign, so grey is none of them."""
 
@@ -83,10 +83,10 @@ class Probed:
         }
         return found if self.trusted is None else found | {"gap": self.held_out - self.trusted}
 
-    @property
-    def beyond(self) -> list[str]:
-        """The signs that are beyond what clean sets have."""
-        return [name for name, value in self.signs.items() if value > USUAL[name]]
+
+def beyond(signs: dict[str, float]) -> list[str]:
+    """The signs that are beyond what clean sets show."""
+    return [name for name, value in signs.items() if value > USUAL[name]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,10 @@ def probe(data: Data, dice: Dice, *, trusted: Data | None = None, device: str = 
             f"{one.shape} of {len(one.classes)} classes, {', '.join(one.classes[:3])} ..." for one in (trusted, data)
         )
         raise InputError("the trusted images are {}, the others {}".format(*said))
+    if len(data) < FEWEST:
+        raise InputError(f"{len(data)} images are too few to learn from; a probe takes {FEWEST} or more")
     rest = torch.arange(len(data)) % HELD_OUT != HELD_OUT - 1
     train, held = (data.take(some.nonzero()[:, 0]) for some in (rest, ~rest))
-    if len(train) < LINEAR.batch_size:
-        raise InputError(f"{len(data)} images are too few to learn from; a probe takes {2 * LINEAR.batch_size} or more")
     total = 1 + LINEAR.epochs + NETWORK.epochs + len(CHANGES)
     marks = lone_pixels(data)
     yield Look(done=1, total=total)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from miscue.detectors.poison_probe import USUAL
+from miscue.detectors.poison_probe import USUAL, beyond
 from miscue.errors import InputError
 from miscue.report import explain_page, figures
 from miscue.report.figures import number, percent
@@ -69,11 +69,6 @@ def html(run: Path) -> str:
         facts=[("images", str(records[0]["n"])), ("seed", str(settings["seed"]))],
         more=[(name, str(settings[name])) for name in ("data", "trusted", "device", "commit")],
     )  # fmt: skip
-
-
-def beyond(signs: dict[str, float]) -> list[str]:
-    """The signs that are beyond what clean sets show."""
-    return [name for name, value in signs.items() if value > USUAL[name]]
 
 
 def verdict(signs: dict[str, float]) -> list[tuple[str, str]]:
