@@ -50,6 +50,7 @@ BATTERY: dict[str, Callable[..., Adversarial]] = {
     "pgd, l2": partial(pgd, eps=1.0, alpha=0.2, steps=10, norm="l2"),
     "pgd, restarts": partial(pgd, eps=EPS, alpha=0.03, steps=4, restarts=2),
     "pgd, a square": partial(pgd, eps=1.0, alpha=0.1, steps=15, side=4, restarts=2),
+    "pgd, the worst of squares": partial(pgd, eps=1.0, alpha=0.1, steps=15, side=4, tries=5),
     "deepfool": deepfool,
     "deepfool, linf": partial(deepfool, norm="linf"),
     "one-pixel": partial(one_pixel, population=30, generations=5),
@@ -496,6 +497,24 @@ def test_a_pasted_patch_lies_within_the_image_and_is_itself() -> None:
     sizes = (turned > 0).any(1).flatten(1).sum(1)
     assert sizes.min() < 12
     assert sizes.max() <= 36
+
+
+def test_of_several_places_the_worst_is_attacked() -> None:
+    def peephole(x: Tensor) -> Tensor:
+        """Sees one pixel alone: bright is the second class."""
+        seen = x[:, 0, 5, 6]
+        return torch.stack([torch.full_like(seen, 0.5), seen], dim=1)
+
+    x, y = torch.zeros(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
+    kinds = {"eps": 1.0, "alpha": 0.5, "steps": 3, "side": 1, "dice": Dice(0)}
+    shares = [float(pgd(peephole, x, y, tries=tries, **kinds).success.double().mean()) for tries in (1, 60, 400)]
+    assert shares[0] < 0.1
+    assert shares[0] + 0.2 < shares[1] < 0.9
+    assert shares[2] > 0.85
+    with pytest.raises(InputError, match="tries are of places"):
+        pgd(peephole, x, y, tries=2)
+    with pytest.raises(InputError, match="tries"):
+        pgd(peephole, x, y, side=1, tries=0)
 
 
 def test_physical_changes_are_squares_that_hold_under_other_views(

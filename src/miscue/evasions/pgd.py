@@ -10,7 +10,7 @@ the one of largest loss. Without a random start and for one step it is FGSM.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ def pgd(
     random_start: bool = True,
     restarts: int = 1,
     side: int = 0,
+    tries: int = 1,
     transform: Transform | None = None,
     samples: int = 8,
     dice: Dice | None = None,
@@ -58,13 +59,16 @@ def pgd(
         random_start: begin at a random place in the ball instead of at x.
         restarts: how many times to try, each from a start of its own.
         side: only a square of so many pixels' side may change, at a place drawn for each image and restart; 0 for all.
+        tries: places drawn for each restart, of which the one goes on where noise in the square is worst.
         transform: a random transformation that the attack is to survive.
         samples: draws of it for each step.
         dice: for starts and transformations.
         chunk: images at a time; 0 for what memory allows.
     """
-    if min(eps, alpha) <= 0 or min(steps, restarts, samples) < 1:
-        raise InputError("eps, alpha, steps, restarts and samples must be positive")
+    if min(eps, alpha) <= 0 or min(steps, restarts, samples, tries) < 1:
+        raise InputError("eps, alpha, steps, restarts, tries and samples must be positive")
+    if tries > 1 and not (side and random_start):
+        raise InputError("tries are of places of a square, with random starts")
     if not 0 <= side <= min(x.shape[2:]):
         raise InputError(f"a square of {side} pixels does not lie in images of {x.shape[2]} x {x.shape[3]}")
     draws = samples if transform else 1
@@ -85,10 +89,13 @@ def pgd(
                 many = transform(z[every], generator)
                 return goal.of(every).nearness(model(many)).unflatten(0, (len(x), draws)).mean(1)
 
-            mask = square(x, side, generator) if side else None
-            z = x
-            if random_start:
-                z = (x + inside(within(x, eps, norm, generator), mask)).clamp_(0, 1)
+            def starts(generator: torch.Generator = generator) -> Iterator[tuple[Tensor, Tensor]]:
+                for _ in range(tries):
+                    mask = square(x, side, generator) if side else x.new_ones(1, 1, 1, 1)
+                    noise = within(x, eps, norm, generator) if random_start else torch.zeros_like(x)
+                    yield (x + inside(noise, mask)).clamp_(0, 1), mask
+
+            z, mask = worst(model, goal, starts()) if tries > 1 else next(starts())
             for _ in range(steps):
                 direction, nearness = slope(rises, z)
                 moved = z + ascent(inside(direction, mask), norm).mul_(alpha)
@@ -104,11 +111,24 @@ def pgd(
             better = (now & ~reached) | ((near > nearest) & (now == reached))
             best, nearest = torch.where(better[:, None, None, None], z, best), torch.where(better, near, nearest)
             reached |= now
-        shown = restarts * (steps * draws + (restarts > 1))
+        shown = restarts * (steps * draws + (restarts > 1) + tries * (tries > 1))
         start = clean[0] if clean else None
         return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve), clean=start)
 
     return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+
+
+def worst(model: Model, goal: Goal, starts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of several starts (images, masks) for each image the one that is nearest the goal."""
+    z, mask = next(starts)
+    with torch.no_grad():
+        nearest = goal.nearness(model(z))
+        for tried, place in starts:
+            near = goal.nearness(model(tried))
+            better = (near > nearest)[:, None, None, None]
+            z, mask = torch.where(better, tried, z), torch.where(better, place, mask)
+            nearest = torch.maximum(near, nearest)
+    return z, mask
 
 
 def square(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -118,9 +138,9 @@ def square(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return rectangles(corners, (side, side), x.shape[2:])[:, None].to(x)
 
 
-def inside(change: Tensor, mask: Tensor | None) -> Tensor:
-    """The change where there is no mask, or what of it lies in the mask."""
-    return change if mask is None else mask * change
+def inside(change: Tensor, mask: Tensor) -> Tensor:
+    """What of a change lies in the mask; one of a single number is all of the image."""
+    return change if mask.numel() == 1 else mask * change
 
 
 def ascent(direction: Tensor, norm: str) -> Tensor:
