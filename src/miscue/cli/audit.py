@@ -67,6 +67,7 @@ def audit(
             "data": data,
             "trusted": trusted or ("its own test images" if known else None),
             "classes": list(some.classes),
+            "images": len(some),
             "seed": seed,
             "usual": USUAL,
             "data_sha256": fingerprint(some),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miscue.errors import InputError
 from miscue.measures.activations import QUANTILES
 from miscue.measures.outside import SCALES
 from miscue.report import drawings, figures, kinds
 from miscue.report.figures import number
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 
 def write(run: Path) -> Path:
@@ -27,12 +25,8 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "images.npz", allow_pickle=False) as archive:
-            images = dict(zip(archive["index"].tolist(), archive["images"], strict=True))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold a look at activations: {error}") from None
+    settings, found, _ = held(run, "images.npz", "a look at activations")
+    images = dict(zip(found["index"].tolist(), found["images"], strict=True))
     usual, looked = settings["layers"]["usual"], settings["layers"]["looked at"]
     return rendered(
         "activations.html.jinja",

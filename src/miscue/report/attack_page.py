@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from miscue.errors import InputError
 from miscue.images import amplified
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
+from miscue.run import lines
 
 SHOWN = 24  # images on the page
 
@@ -29,14 +28,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "adversarials.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold a finished attack: {error}") from None
-    row = {record["measure"]: record["mean"] for record in reversed(records)}
+    settings, found, row = held(run, "adversarials.npz", "a finished attack")
     columns = pictures(found, settings["classes"])
     return rendered(
         "attack.html.jinja",
@@ -48,7 +40,7 @@ def html(run: Path) -> str:
         columns=columns,
         limit=limit(found),
         curve=figures.trace(found["curve"].tolist(), title="step") if len(found["curve"]) > 1 else "",
-        sweep=swept(records, settings.get("sweep") or {}),
+        sweep=swept(lines(run / "records.jsonl"), settings.get("sweep") or {}),
         budgets=figures.rising(distances(found), title="largest change of a pixel, of 255 levels"),
         facts=[(name.replace("_", " "), str(value)) for name, value in settings["options"].items()],
         more=[(name, str(settings[name])) for name in ("model", "data", "split", "seed", "device", "commit")],

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from miscue.detectors.poison_probe import USUAL, beyond
-from miscue.errors import InputError
 from miscue.report import explain_page, figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 CLASSES = 60  # at most so many are shown
 SAID = {
@@ -39,14 +37,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "audit.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold an audit: {error}") from None
-    row = {record["measure"]: record["mean"] for record in records}
+    settings, found, row = held(run, "audit.npz", "an audit")
     signs = {name: row[name] for name in USUAL if name in row}
     after = {name.removeprefix("after "): value for name, value in row.items() if name.startswith("after ")}
     return rendered(
@@ -66,7 +57,7 @@ def html(run: Path) -> str:
         ],
         bar=explain_page.bar(signed=False),
         columns=columns(found, settings["classes"]),
-        facts=[("images", str(records[0]["n"])), ("seed", str(settings["seed"]))],
+        facts=[("images", str(settings["images"])), ("seed", str(settings["seed"]))],
         more=[(name, str(settings[name])) for name in ("data", "trusted", "device", "commit")],
     )  # fmt: skip
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miscue.errors import InputError
 from miscue.report import explain_page, figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 SHOWN = 24  # images on the page
 
@@ -27,12 +25,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "detections.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold a search for stickers: {error}") from None
+    settings, found, _ = held(run, "detections.npz", "a search for stickers")
     alarms, count = int(found["alarm"].sum()), len(found["alarm"])
     return rendered(
         "detect.html.jinja",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miscue.errors import InputError
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 SHOWN = 24  # images on the page
 SIDE = 224  # larger images are shown reduced, by taking every k-th pixel
@@ -39,14 +37,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "maps.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold an explanation: {error}") from None
-    row = {record["measure"]: record["mean"] for record in records}
+    settings, found, row = held(run, "maps.npz", "an explanation")
     signed = bool((found["maps"] < 0).any())
     return rendered(
         "explain.html.jinja",

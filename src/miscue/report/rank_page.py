@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from miscue.errors import InputError
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 EACH = 5  # images at each end of a class
 CLASSES = 60  # at most so many are shown
@@ -28,14 +26,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "ranking.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run} does not hold a ranking: {error}") from None
-    row = {record["measure"]: record["mean"] for record in records}
+    settings, found, row = held(run, "ranking.npz", "a ranking")
     return rendered(
         "rank.html.jinja",
         title=settings["title"],

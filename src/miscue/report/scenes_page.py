@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from miscue.errors import InputError
 from miscue.layouts.pictures import decode
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import rendered, saved
+from miscue.report.template import held, rendered, saved
 
 SHOWN = 8  # photos on the page
 SURE = 0.3  # the least score of a box that is drawn
@@ -33,16 +32,12 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
+    settings, found, row = held(run, "patch.npz", "a finished attack")
     try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        with np.load(run / "patch.npz", allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        records = [json.loads(line) for line in (run / "records.jsonl").read_text(encoding="utf-8").splitlines()]
         photos = [run / "images" / name for name in found["files"].tolist()]
         pairs = [pair(photos[k], found, k) for k in range(0, len(photos), -(-len(photos) // SHOWN))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, KeyError) as error:
         raise InputError(f"{run} does not hold a finished attack: {error}") from None
-    row = {record["measure"]: record["mean"] for record in records}
     return rendered(
         "scenes.html.jinja",
         title=settings["title"],

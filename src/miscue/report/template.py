@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from miscue.errors import InputError
 from miscue.files import atomic
 from miscue.report.figures import number, percent
+from miscue.run import lines
+
+
+def held(run: Path, arrays: str, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, float]]:
+    """The settings of a run, the arrays in its file of that name, and its measures; of several rows the first one's.
+
+    Raises:
+        InputError: the folder does not hold `what`.
+    """
+    try:
+        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        with np.load(run / arrays, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run} does not hold {what}: {error}") from None
+    row = {record["measure"]: record["mean"] for record in reversed(lines(run / "records.jsonl"))}
+    return settings, found, row
 
 
 def saved(run: Path, text: str) -> Path:
