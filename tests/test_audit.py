@@ -90,6 +90,13 @@ def test_noise_that_a_linear_classifier_reads_is_a_sign(digits: Data) -> None:
     assert found.linear > 95
 
 
+def test_what_nothing_can_learn_is_no_cue(digits: Data) -> None:
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    found = probed(replace(digits, labels=digits.labels[order]))
+    assert found.held_out < 25
+    assert beyond(found.signs) == []
+
+
 def test_changes_leave_images_alike(digits: Data) -> None:
     for name, change in CHANGES.items():
         changed = change(digits).images.float()
@@ -125,6 +132,10 @@ def test_the_command_makes_a_page(digits: Data, tmp_path: Path, browser: Any) ->
     (out / "report.html").unlink()
     within("report", out)
     assert (out / "report.html").read_text() == page
+    (out / "records.jsonl").rename(out / "elsewhere")
+    lost = within("report", out, check=False)
+    assert lost.exit_code == 2
+    assert "does not hold an audit: records.jsonl is missing" in lost.stderr
     assert "miscue harden pixel-outliers" in page
     look_at(browser, out / "report.html", width=390, scheme="dark")
     refused = within("audit", tmp_path / "set.npz", tmp_path / "no", "--trusted", "mnist-of-old", check=False)

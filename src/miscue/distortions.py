@@ -107,20 +107,20 @@ def contrast(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 def blur(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """A Gaussian blur of standard deviation `strength` pixels, the image mirrored at its edges."""
     rows, columns = (blurring(side, strength, x) for side in x.shape[2:])
-    return rows.t() @ x @ columns
+    return rows @ x @ columns.t()
 
 
 def blurring(side: int, strength: float, like: Tensor) -> Tensor:
-    """What each of `side` pixels in a line gives to each: (side, side).
+    """What each of `side` pixels in a line takes from each: (side, side).
 
     On a CPU a product with it is quicker than a convolution, the wider the blur the more: benchmarks/blur.py.
     """
     reach = min(math.ceil(3 * strength), side - 1)
-    places = torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype)
-    kernel = torch.softmax(-(places**2) / (2 * strength**2), dim=0)
-    alone = torch.eye(side, device=like.device, dtype=like.dtype)[:, None]  # each pixel lit by itself
-    mirrored = F.pad(alone, (reach, reach), mode="reflect")
-    return F.conv1d(mirrored, kernel[None, None])[:, 0]
+    places = torch.arange(-reach, reach + 1, device=like.device)
+    kernel = torch.softmax(-(places.to(like.dtype) ** 2) / (2 * strength**2), dim=0)
+    around = torch.arange(side, device=like.device)[:, None] + places
+    mirrored = (side - 1) - ((side - 1) - around.abs()).abs()
+    return like.new_zeros(side, side).scatter_add_(1, mirrored, kernel.expand(side, -1))
 
 
 def noise(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:

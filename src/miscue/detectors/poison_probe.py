@@ -35,6 +35,7 @@ from miscue.train import Recipe, fitting
 USUAL = {"marks": 40.0, "simple": 98.0, "fall": 30.0, "gap": 15.0}
 """What the signs do not go beyond on clean sets, in percent and in points: `miscue reproduce audits`."""
 STANDS_OUT = 0.2  # by how much a pixel differs from all its neighbours, on the scale from 0 to 1
+LEARNED = 50.0  # percent read right; of a network that reads less, a linear classifier's share says nothing of cues
 FEWEST = 128  # images
 HELD_OUT = 5  # every so many-th image is
 LARGE = 64  # pixels of a side from which the network is one that halves its maps five times
@@ -78,7 +79,7 @@ class Probed:
         """The signs in percent or points, in the order of USUAL; no gap where nothing is trusted."""
         found = {
             "marks": 100 * max(0.0, float(self.marks.max())),
-            "simple": 100 * self.linear / max(self.held_out, 1e-9),
+            "simple": 100 * self.linear / max(self.held_out, LEARNED),
             "fall": self.held_out - min(self.after.values()),
         }
         return found if self.trusted is None else found | {"gap": self.held_out - self.trusted}

@@ -25,7 +25,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, _ = held(run, "images.npz", "a look at activations")
+    settings, found, _ = held(run, "images.npz", "a look at activations", recorded=False)
     images = dict(zip(found["index"].tolist(), found["images"], strict=True))
     usual, looked = settings["layers"]["usual"], settings["layers"]["looked at"]
     return rendered(

@@ -11,8 +11,7 @@ import torch
 from miscue.images import amplified
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import held, rendered, saved
-from miscue.run import lines
+from miscue.report.template import held, means, rendered, saved
 
 SHOWN = 24  # images on the page
 
@@ -28,7 +27,8 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, row = held(run, "adversarials.npz", "a finished attack")
+    settings, found, records = held(run, "adversarials.npz", "a finished attack")
+    row = means(records)
     columns = pictures(found, settings["classes"])
     return rendered(
         "attack.html.jinja",
@@ -40,7 +40,7 @@ def html(run: Path) -> str:
         columns=columns,
         limit=limit(found),
         curve=figures.trace(found["curve"].tolist(), title="step") if len(found["curve"]) > 1 else "",
-        sweep=swept(lines(run / "records.jsonl"), settings.get("sweep") or {}),
+        sweep=swept(records, settings.get("sweep") or {}),
         budgets=figures.rising(distances(found), title="largest change of a pixel, of 255 levels"),
         facts=[(name.replace("_", " "), str(value)) for name, value in settings["options"].items()],
         more=[(name, str(settings[name])) for name in ("model", "data", "split", "seed", "device", "commit")],

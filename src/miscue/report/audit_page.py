@@ -10,7 +10,7 @@ import numpy as np
 from miscue.detectors.poison_probe import USUAL, beyond
 from miscue.report import explain_page, figures
 from miscue.report.figures import number, percent
-from miscue.report.template import held, rendered, saved
+from miscue.report.template import held, means, rendered, saved
 
 CLASSES = 60  # at most so many are shown
 SAID = {
@@ -37,7 +37,8 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, row = held(run, "audit.npz", "an audit")
+    settings, found, records = held(run, "audit.npz", "an audit")
+    row = means(records)
     signs = {name: row[name] for name in USUAL if name in row}
     after = {name.removeprefix("after "): value for name, value in row.items() if name.startswith("after ")}
     return rendered(

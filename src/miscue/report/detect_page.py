@@ -25,7 +25,7 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, _ = held(run, "detections.npz", "a search for stickers")
+    settings, found, _ = held(run, "detections.npz", "a search for stickers", recorded=False)
     alarms, count = int(found["alarm"].sum()), len(found["alarm"])
     return rendered(
         "detect.html.jinja",

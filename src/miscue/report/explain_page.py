@@ -9,7 +9,7 @@ import numpy as np
 
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import held, rendered, saved
+from miscue.report.template import held, means, rendered, saved
 
 SHOWN = 24  # images on the page
 SIDE = 224  # larger images are shown reduced, by taking every k-th pixel
@@ -37,7 +37,8 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, row = held(run, "maps.npz", "an explanation")
+    settings, found, records = held(run, "maps.npz", "an explanation")
+    row = means(records)
     signed = bool((found["maps"] < 0).any())
     return rendered(
         "explain.html.jinja",

@@ -9,7 +9,7 @@ import numpy as np
 
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import held, rendered, saved
+from miscue.report.template import held, means, rendered, saved
 
 EACH = 5  # images at each end of a class
 CLASSES = 60  # at most so many are shown
@@ -26,7 +26,8 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, row = held(run, "ranking.npz", "a ranking")
+    settings, found, records = held(run, "ranking.npz", "a ranking")
+    row = means(records)
     return rendered(
         "rank.html.jinja",
         title=settings["title"],

@@ -14,7 +14,7 @@ from miscue.errors import InputError
 from miscue.layouts.pictures import decode
 from miscue.report import figures
 from miscue.report.figures import number, percent
-from miscue.report.template import held, rendered, saved
+from miscue.report.template import held, means, rendered, saved
 
 SHOWN = 8  # photos on the page
 SURE = 0.3  # the least score of a box that is drawn
@@ -32,11 +32,12 @@ def write(run: Path) -> Path:
 
 def html(run: Path) -> str:
     """The page as text."""
-    settings, found, row = held(run, "patch.npz", "a finished attack")
+    settings, found, records = held(run, "patch.npz", "a finished attack")
+    row = means(records)
     try:
         photos = [run / "images" / name for name in found["files"].tolist()]
         pairs = [pair(photos[k], found, k) for k in range(0, len(photos), -(-len(photos) // SHOWN))]
-    except (OSError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{run} does not hold a finished attack: {error}") from None
     return rendered(
         "scenes.html.jinja",

@@ -11,11 +11,13 @@ import numpy as np
 from miscue.errors import InputError
 from miscue.files import atomic
 from miscue.report.figures import number, percent
-from miscue.run import lines
+from miscue.run import lines, torn
 
 
-def held(run: Path, arrays: str, what: str) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, float]]:
-    """The settings of a run, the arrays in its file of that name, and its measures; of several rows the first one's.
+def held(
+    run: Path, arrays: str, what: str, *, recorded: bool = True
+) -> tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The settings of a run, the arrays in its file of that name, and its records; none where it is not `recorded`.
 
     Raises:
         InputError: the folder does not hold `what`.
@@ -26,8 +28,15 @@ def held(run: Path, arrays: str, what: str) -> tuple[dict[str, Any], dict[str, n
             found = {name: archive[name] for name in archive.files}
     except (OSError, ValueError) as error:
         raise InputError(f"{run} does not hold {what}: {error}") from None
-    row = {record["measure"]: record["mean"] for record in reversed(lines(run / "records.jsonl"))}
-    return settings, found, row
+    records = lines(run / "records.jsonl") if recorded else []
+    if recorded and (not records or torn(run / "records.jsonl")):
+        raise InputError(f"{run} does not hold {what}: records.jsonl is missing or damaged")
+    return settings, found, records
+
+
+def means(records: list[dict[str, Any]]) -> dict[str, float]:
+    """The measures of records; of several rows the first one's."""
+    return {record["measure"]: record["mean"] for record in reversed(records)}
 
 
 def saved(run: Path, text: str) -> Path:

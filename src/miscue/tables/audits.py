@@ -13,11 +13,7 @@ from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Measures, Row, Workshop
 from miscue.tables.single_pixel import QUICK
 
-SETS = {
-    "smoke": ("digits",),
-    "laptop": ("mnist", "fashion-mnist", "cifar10-jpeg", "gtsrb"),
-    "paper": ("mnist", "fashion-mnist", "cifar10-jpeg", "gtsrb"),
-}
+SETS = ("mnist", "fashion-mnist", "cifar10-jpeg", "gtsrb")
 
 
 def audited(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
@@ -38,14 +34,14 @@ def audited(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
 
 def audits(scale: str) -> Iterator[Row]:
     """Each set clean, with pixels, with noise, and poisoned in part."""
-    small, crafts = scale == "smoke", dict(BASE[scale])
-    noise = {"poison": "deepconfuse"} | {key: crafts[key] for key in ("preset", "options")}
+    small, base = scale == "smoke", BASE[scale]
+    noise = {"poison": "deepconfuse", "preset": base["preset"], "options": base["options"]}
     pixel: dict[str, Any] = {"poison": "single-pixel"}
     pixel |= {"options": QUICK, "surrogate": "cnn-small"} if small else {}
     shortcut = {"poison": "one-pixel-shortcut"}
-    for data in SETS[scale]:
+    for data in (base["data"],) if small else SETS:
         poisons: list[dict[str, Any]] = [{"poison": None}, {"poison": "border-pixel"}, shortcut]
-        if data == crafts["data"]:
+        if data == base["data"]:
             parts = [poison | {"share": share} for poison in (noise, shortcut) for share in (0.5, 0.2)]
             poisons += [pixel, noise, *([] if small else parts)]
         for poison in poisons:

@@ -92,10 +92,9 @@ def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
     usual, last = VICTIMS[name], TUNED[name]
     first = replace(usual, recipe=replace(usual.recipe, epochs=max(1, usual.recipe.epochs - last)))
     then = replace(usual, recipe=replace(usual.recipe, epochs=last, lr=usual.recipe.lr / 5))
-
     plan = usual.plan(train)
 
-    def bounds(model: nn.Module, *words: str) -> tuple[nn.Module, Plan]:
+    def with_bounds(model: nn.Module, *words: str) -> tuple[nn.Module, Plan]:
         images = train.to(device())
         bounded = bound(model, images.spread(2000))
         for _ in tuning(bounded, images, then.recipe, Dice(seed).named("tune", ways, *words)):
@@ -105,7 +104,7 @@ def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
     def trained() -> dict[str, tuple[nn.Module, Plan]]:
         images = train.to(device())
         models = [first(images, Dice(seed).named("pair", ways, number), device=device()) for number in (0, 1)]
-        bounded = bounds(models[0])
+        bounded = with_bounds(models[0])
         for number, model in enumerate(models):
             for _ in then.learning(model, images, Dice(seed).named("on", ways, number)):
                 pass
@@ -113,7 +112,7 @@ def pair(name: str, ways: int, seed: int, workshop: Workshop) -> Pair:
 
     settings = {"data": name, "seed": seed, "ways": ways, "tuned": described(then)} | described(first)
     nets = kept(workshop, settings, trained)
-    nets |= kept(workshop, settings | {"bounds": "apart"}, lambda: {"apart": bounds(nets["other"], "apart")})
+    nets |= kept(workshop, settings | {"bounds": "apart"}, lambda: {"apart": with_bounds(nets["other"], "apart")})
     return Pair(**nets, train=train, test=test)
 
 
