@@ -28,7 +28,7 @@ from miscue.models.networks import joined
 from miscue.models.store import Plan, build, load_tensors, save_tensors
 from miscue.poisons import Attacker, deepconfuse
 from miscue.poisons.lookahead import normalised
-from miscue.poisons.shared import meet
+from miscue.poisons.shared import lost, meet
 from miscue.readers import read
 from miscue.run import lines
 from miscue.team import Team
@@ -183,6 +183,16 @@ def members_of(parent: int) -> list[int]:
     """The processes that a command has started for its work."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
     return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")]
+
+
+def test_a_killed_process_is_named_before_those_that_fell_with_it() -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    members = [context.Process(target=target, args=args) for target, args in ((os.abort, ()), (time.sleep, (100,)))]
+    for member in members:
+        member.start()
+    members[1].kill()
+    assert "process 2 of 2 was killed (SIGKILL)" in str(lost(members, None))
+    assert "process 1 of 1 was killed (SIGABRT)" in str(lost(members[:1], None))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where to look for a process's children")

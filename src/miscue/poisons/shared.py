@@ -114,16 +114,19 @@ def heard(lines: list[connection.Connection], members: list[SpawnProcess]) -> It
 
 
 def lost(members: list[SpawnProcess], said: Exception | None) -> Exception:
-    """Why the walk ended early: a process was killed, or what one of them said."""
+    """Why the walk ended early: a process was killed, or what one of them said.
+
+    One that SIGKILL ended comes first: the others may have ended by a signal of their own because it was gone.
+    """
     for member in members:
         member.join(PATIENCE / len(members))
-    for number, member in enumerate(members, start=1):
-        if member.exitcode and member.exitcode < 0:
-            how = signal.Signals(-member.exitcode).name
-            return InputError(
-                f"process {number} of {len(members)} was killed ({how}); is there memory enough for all of them? The "
-                "same command goes on from the last checkpoint, also with other --processes"
-            )
+    ended = [(number, -member.exitcode) for number, member in enumerate(members, start=1) if (member.exitcode or 0) < 0]
+    if ended:
+        number, how = min(ended, key=lambda one: one[1] != signal.SIGKILL)
+        return InputError(
+            f"process {number} of {len(members)} was killed ({signal.Signals(how).name}); is there memory enough for "
+            "all of them? The same command goes on from the last checkpoint, also with other --processes"
+        )
     return said or InputError(f"one of {len(members)} processes ended early; the same command goes on")
 
 
