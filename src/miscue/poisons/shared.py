@@ -120,7 +120,8 @@ def lost(members: list[SpawnProcess], said: Exception | None) -> Exception:
     """
     for member in members:
         member.join(PATIENCE / len(members))
-    ended = [(number, -member.exitcode) for number, member in enumerate(members, start=1) if (member.exitcode or 0) < 0]
+    codes = [(number, member.exitcode or 0) for number, member in enumerate(members, start=1)]
+    ended = [(number, -code) for number, code in codes if code < 0]
     if ended:
         number, how = min(ended, key=lambda one: one[1] != signal.SIGKILL)
         return InputError(
