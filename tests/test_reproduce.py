@@ -398,7 +398,8 @@ def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
         "    arena('digits', 0, workshop, victim=victims('digits')[name])\n"
     )
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=alone)
         assert len(list((tmp_path / "net").glob("*/made.json"))) == 4
 
 

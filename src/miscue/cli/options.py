@@ -55,7 +55,7 @@ MEMORY = Annotated[
 PRECISION = Annotated[
     str | None,
     typer.Option(
-        help=f"Train in {', '.join(PRECISIONS)} (bfloat16 where the device has units for it); default: the victim's.",
+        help=f"Train in {', '.join(PRECISIONS)} (bfloat16 where there are matrix units for it); default: the victim's.",
         show_default=False,
     ),
 ]
