@@ -29,7 +29,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import pgd
 from miscue.evasions.attempt import slope
-from miscue.losses import plain
+from miscue.losses import plain, shared
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, snapshot, weight_norms
 from miscue.models.bounded import BoundedLeakyReLU, bounds, squared
@@ -216,7 +216,15 @@ def test_activations_are_counted(model: nn.Module, data: Data) -> None:
     }
 
 
-@pytest.mark.parametrize("loss", [Adversarial(eps=0.1, steps=3), Occluded(side=4), Masked(patch=2, per_side=3)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Adversarial(eps=0.1, steps=3),
+        Occluded(side=4),
+        Occluded(side=4, candidates=0, drawn=3, whole=0.4),
+        Masked(patch=2, per_side=3),
+    ],
+)
 def test_losses_train_and_leave_modes_alone(loss: object, data: Data) -> None:
     model = Victim(network="cnn-small", recipe=RECIPE, loss=loss)(data, Dice(0))
     assert accuracy(model, data) > 80
@@ -253,8 +261,35 @@ def test_the_worst_square_is_worse_than_a_random_one(model: nn.Module, data: Dat
         other = F.cross_entropy(model(batch.x.masked_fill(rolled, 0.5)), batch.y).item()
     assert worst > other
     assert worst > whole
+    drawn = [Occluded(side=5, candidates=0, drawn=1, seed=seed).placed(model, batch)[1] for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].flatten(1).unique(dim=0)) > 20
     with pytest.raises(InputError, match="square of 13 pixels"):
         Occluded(side=13).placed(model, batch)
+    for wrong in ({"candidates": 0}, {"drawn": -1}, {"whole": 1.0}, {"alpha": 0.0}):
+        with pytest.raises(InputError, match="must"):
+            Occluded(**wrong)
+
+
+def test_the_whole_images_have_their_share_of_the_loss(model: nn.Module, data: Data) -> None:
+    batch = Batch(x=floats(data.images[:60]), y=data.labels[:60], index=torch.arange(60))
+    hard = 1 - batch.x
+    with torch.no_grad():
+        own, changed, both = (
+            float(shared(model, batch, x, whole=whole)) for x, whole in ((batch.x, 0.0), (hard, 0.0), (hard, 0.3))
+        )
+    assert changed > own
+    assert both == pytest.approx(0.3 * own + 0.7 * changed, rel=1e-4)
+
+
+def test_a_victim_goes_on_from_a_trained_network(model: nn.Module, data: Data) -> None:
+    before = [p.clone() for p in model.parameters()]
+    slow = Victim(network="cnn-small", recipe=replace(RECIPE, epochs=1, lr=1e-4))
+    after = slow(data, Dice(0), start=model)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not torch.equal(next(after.parameters()), before[0])
+    assert accuracy(after, data) > accuracy(slow(data, Dice(0)), data) + 20
 
 
 def test_masks_are_hard_and_come_in_pairs(model: nn.Module, data: Data) -> None:
@@ -426,6 +461,23 @@ def test_training_by_another_loss(name: str, more: list[str], tmp_path: Path) ->
     row = json.loads(within(*words, *more).stdout)
     assert row["test_accuracy"] > 60
     assert load_model(out)[1]["loss"]["name"] == name
+
+
+def test_training_by_another_loss_goes_on_from_a_trained_network(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    words = ["harden", "occluded", "digits", out, "--side", "3", "--start", saved, "--threads", "1"]
+    row = json.loads(within(*words, "--epochs", "1", "--lr", "0.01", "--json").stdout)
+    before, after = load_model(saved)[1], load_model(out)[1]
+    assert row["test_accuracy"] > 90  # one pass from fresh weights does not get there
+    assert row["victim"] == before["plan"]["name"]
+    assert after["plan"] == before["plan"]
+    assert after["start"] == str(saved)
+    refused = within(*words, "--overwrite", "--victim", "cnn", check=False)
+    assert refused.exit_code == 2
+    assert "leave --victim out" in refused.stderr
+    other = within(*words, "--overwrite", "--resize", "12", check=False)
+    assert other.exit_code == 2
+    assert "is for 10 classes of images (1, 8, 8)" in other.stderr
 
 
 def test_training_that_is_watched(tmp_path: Path, browser: Any) -> None:

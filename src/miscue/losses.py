@@ -18,6 +18,15 @@ def plain(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch.x), batch.y)
 
 
+def shared(model: nn.Module, batch: Batch, hard: Tensor, *, whole: float) -> Tensor:
+    """Mean cross-entropy of changed images, of which the batch's own have a share `whole`, in one pass."""
+    if not whole:
+        return F.cross_entropy(model(hard), batch.y)
+    scores = model(torch.cat([batch.x, hard])).split(len(hard))
+    own, changed = (F.cross_entropy(some, batch.y) for some in scores)
+    return whole * own + (1 - whole) * changed
+
+
 def unlikelihood(scores: Tensor, labels: Tensor) -> Tensor:
     """Mean of -log(1 - p_label): small when the model is sure that the label is *wrong*.
 

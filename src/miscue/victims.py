@@ -5,6 +5,7 @@ All are fixed by clean data alone, and the same ones serve every row of a table.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -64,10 +65,12 @@ class Victim:
         dice = dice.named("training")
         return fitting(model, data, self.recipe, dice, loss=self.loss, shown=shown, weights=weights)
 
-    def __call__(self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None) -> nn.Module:
-        """A model trained on `data` from fresh weights, in eval mode."""
+    def __call__(
+        self, data: Data, dice: Dice, *, device: str = "cpu", shown: Shown | None = None, start: nn.Module | None = None
+    ) -> nn.Module:
+        """A model trained on `data` from fresh weights, or from those of `start`, in eval mode."""
         data = data.near(device)
-        model = self.untrained(data, dice, device=device)
+        model = placed(copy.deepcopy(start), device) if start else self.untrained(data, dice, device=device)
         for _ in self.learning(model, data, dice, shown=shown):
             pass
         return model

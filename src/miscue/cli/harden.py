@@ -35,6 +35,7 @@ from miscue.cli.options import (
 from miscue.data import Data
 from miscue.defences import LOSSES, bound, feature_norm, tuning
 from miscue.dice import Dice
+from miscue.errors import InputError
 from miscue.files import refuse_existing, refuse_file
 from miscue.models.networks import NETWORKS, placed
 from miscue.models.store import Plan, save_model
@@ -94,7 +95,13 @@ def clean_data(
 def training(
     data: DATA,
     out: TRAINED,
-    victim: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "cnn",
+    victim: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(NETWORKS)}; default: cnn.", show_default=False)
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="A model saved by miscue train to go on from; default: fresh weights.", show_default=False),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
     precision: PRECISION = None,
@@ -115,7 +122,8 @@ def train_by(
     *,
     data: str,
     out: Path,
-    victim: str,
+    victim: str | None,
+    start: Path | None,
     epochs: int | None,
     lr: float | None,
     precision: str | None,
@@ -126,22 +134,29 @@ def train_by(
     overwrite: bool,
     json_: bool,
 ) -> None:
-    """Train a network by another loss."""
+    """Train a network by another loss, from fresh weights or from those of a trained one."""
     refuse_file(out, overwrite=overwrite)
+    if victim and start:
+        raise InputError("--start says which network it is, so leave --victim out")
     where = device(device_, threads)
+    splits = read(data, resize=resize)
+    model, plan = None, None
+    if start:
+        model, before = changeable(start, splits.train, data)
+        plan = Plan(**before["plan"])
+    victim = plan.name if plan else victim or "cnn"
     chosen = network(victim, epochs, precision)
     recipe = chosen.recipe if lr is None else replace(chosen.recipe, lr=lr)
     seeded = {"seed": seed} if "seed" in inspect.signature(LOSSES[name]).parameters else {}
     hard: Victim = replace(chosen, recipe=recipe, loss=LOSSES[name](**given, **seeded))
-    splits = read(data, resize=resize)
     images = splits.train.near(where)
     dice = Dice(seed).named("victim", victim)
-    model = hard.untrained(images, dice, device=where)
+    model = placed(model, where) if model else hard.untrained(images, dice, device=where)
     facts = walked(f"training {victim}, {name}", hard.learning(model, images, dice), recipe.epochs, model, splits)
     about: dict[str, Any] = {"classes": list(splits.train.classes), "recipe": asdict(recipe)}
-    about |= {"loss": {"name": name, **given}}
+    about |= {"loss": {"name": name, **given}, "start": str(start) if start else None}
     about |= {"scores": facts, "data": data, "seed": seed} | provenance(command_line(), where)
-    save_model(out, model, hard.plan(images), **about)
+    save_model(out, model, plan or hard.plan(images), **about)
     console.say(f"{out}: the model")
     if json_:
         console.emit({"out": str(out), "victim": victim, **facts})

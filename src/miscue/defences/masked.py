@@ -17,6 +17,7 @@ from miscue.covers import covered
 from miscue.data import Batch
 from miscue.detectors.patchcleanser import Masks
 from miscue.errors import InputError
+from miscue.losses import shared
 from miscue.models.modes import Model, frozen
 
 
@@ -51,10 +52,7 @@ class Masked:
         height, width = batch.x.shape[2:]
         masks = Masks.against(self.patch, (height, width), per_side=self.per_side, fill=self.fill)
         hard = covered(batch.x, self.hardest(model, batch, masks.inside.to(batch.x.device)), self.fill)
-        if not self.whole:
-            return F.cross_entropy(model(hard), batch.y)
-        plain, masked = model(torch.cat([batch.x, hard])).split(len(batch.x))
-        return self.whole * F.cross_entropy(plain, batch.y) + (1 - self.whole) * F.cross_entropy(masked, batch.y)
+        return shared(model, batch, hard, whole=self.whole)
 
     def hardest(self, model: Model, batch: Batch, inside: Tensor) -> Tensor:
         """What the worst pair found covers of each image: bool (n, h, w), two of the masks `inside` (k, h, w)."""

@@ -42,6 +42,7 @@ from miscue.victims import Victim, network
 TWO = {"digits": (3, 8), "gtsrb": (14, 17)}  # of road signs: stop, and no entry
 STEPS = {"digits": 10, "gtsrb": 60}  # of PGD
 TUNED = {"digits": 2, "gtsrb": 4, "mnist": 1}  # epochs with bounds, out of all
+ON_EPOCHS = {"digits": 4, "gtsrb": 30}  # under an attack, after the usual network's own
 
 
 SLIDES = {
@@ -206,18 +207,22 @@ def kept_accuracy(row: dict[str, Any], seed: int, workshop: Workshop) -> Measure
 
 
 def victims(data: str) -> dict[str, Victim]:
-    """Networks trained under a defence."""
+    """Networks trained under a defence; those of ON go on from the usual network."""
     usual, side, small = VICTIMS[data], SIDES[data], data == "digits"
+    longer = replace(usual.recipe, epochs=ON_EPOCHS[data])
+    squares = Occluded(side=side, candidates=2, drawn=8, steps=3, alpha=0.3, whole=0.4)
+    ball = Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)
     return {
         "none": usual,
-        "occluded": replace(usual, loss=Occluded(side=side + 2, steps=2 if small else 5)),
+        "occluded": replace(usual, recipe=longer, loss=squares),
         "holes": holed(data),
         "masked": masked(data),
-        "adversarial": replace(usual, loss=Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)),
+        "adversarial": replace(usual, recipe=longer, loss=ball),
         "scenes": replace(usual, recipe=replace(usual.recipe, scenes=1.0)),
     }
 
 
+ON = ("occluded", "adversarial")
 DEFENCES = ("none", "occluded", "holes", "masked", "adversarial", "scenes", "bounded", "feature-norm")
 
 
@@ -229,7 +234,9 @@ def defended(data: str, name: str, seed: int, workshop: Workshop) -> nn.Module:
     here = arena(data, seed, workshop)
     if name == "feature-norm":
         return feature_norm(here.model, here.train.spread(2000))
-    return here.model if name == "none" else arena(data, seed, workshop, victim=victims(data)[name]).model
+    if name == "none":
+        return here.model
+    return arena(data, seed, workshop, victim=victims(data)[name], on=name in ON).model
 
 
 def hunted(model: Model, x: Tensor, y: Tensor, row: dict[str, Any], seed: int, **options: Any) -> Found:

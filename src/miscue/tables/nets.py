@@ -81,14 +81,17 @@ def described(victim: Victim) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = None) -> Arena:
-    """The network of a seed on a data set, of the usual victim or another."""
+def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = None, on: bool = False) -> Arena:
+    """The network of a seed on a data set, of the usual victim or another, which may go on from the usual one's."""
     splits = known(data)
     assert splits.test is not None
-    chosen, train = victim or VICTIMS[data], splits.train
+    usual, dice = VICTIMS[data], Dice(seed).named("net", data)
+    chosen, train = victim or usual, splits.train
 
     def trained() -> dict[str, tuple[nn.Module, Plan]]:
-        return {"model": (chosen(train, Dice(seed).named("net", data), device=device()), chosen.plan(train))}
+        start = arena(data, seed, workshop).model if on else None
+        return {"model": (chosen(train, dice, device=device(), start=start), chosen.plan(train))}
 
-    model = kept(workshop, {"data": data, "seed": seed} | described(chosen), trained)["model"]
+    settings = {"data": data, "seed": seed} | described(chosen) | ({"start": described(usual)} if on else {})
+    model = kept(workshop, settings, trained)["model"]
     return Arena(model=model, train=train, test=splits.test)
