@@ -3,13 +3,15 @@
     MISCUE_DATA=DIR python benchmarks/jobs.py [--record] [--cells 8] [--rounds 3] [--empty 200] [--ray]
 
 A cell trains the small network for one pass over MNIST and scores it. Ratios are cells in the same time over those of
-one job of one thread, workers started anew in each case, as a run starts them. Overhead: seconds that a cell which
-measures nothing takes, beyond the first. With --ray also on clusters of Ray that have one processor, or two.
+one job of one thread, workers started anew in each case, as a run starts them. Beside them two bare processes that
+share the cells and have no runner: what the machine itself gives. Overhead: seconds that a cell which measures nothing
+takes, beyond the first. With --ray also on clusters of Ray that have one processor, or two.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import socket
@@ -52,6 +54,25 @@ def measured(todo: list[Cell], *, threads: int = 1, **where: Any) -> None:
     assert all("measures" in line for line in lines), lines[0]
 
 
+def bare(count: int, processes: int) -> None:
+    """So many cells, shared by processes of one thread each that know nothing of a runner."""
+    spawn = multiprocessing.get_context("spawn")
+    team = [spawn.Process(target=alone, args=(range(first, count, processes),)) for first in range(processes)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join()
+    assert not any(process.exitcode for process in team)
+
+
+def alone(seeds: range) -> None:
+    """The cells of some seeds in this process."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in seeds:
+            evaluated(SETTINGS, seed, Workshop(Path(folder)))
+
+
 @contextmanager
 def cluster(processors: int) -> Iterator[str]:
     """The address of a Ray cluster of this machine with so many processors."""
@@ -83,6 +104,7 @@ def main() -> None:
         "1 job, 1 thread": lambda: measured(todo, jobs=1),
         "1 job, 2 threads": lambda: measured(todo, jobs=1, threads=2),
         "2 jobs, 1 thread each": lambda: measured(todo, jobs=2),
+        "2 processes, no runner": lambda: bare(len(todo), 2),
     }
     times = interleaved(usual, rounds=asked.rounds, warm=0)
     costs = {"2 jobs, 1 thread each": overhead(empty, jobs=2)}
