@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from PIL import Image
 from conftest import miscue, striped, within
 from miscue.cli import console
 from miscue.data import Data
+from miscue.models.store import load_model
 from miscue.readers import read
 from miscue.run import Tick
-from miscue.train import settled
+from miscue.train import Recipe, settled
+from miscue.victims import DEFAULT
 
 ROOT = Path(__file__).parent.parent
 CRAFT = ["--trials", "2", "--steps", "4", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
@@ -113,6 +116,19 @@ def test_train_saves_a_model_with_its_scores(npz: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["test_accuracy"] > 50
     assert out.exists()
     assert "exists already" in within("train", npz, out, check=False).stderr
+
+
+@pytest.mark.parametrize("command", [["train"], ["harden", "adversarial"]])
+def test_each_setting_of_a_recipe_is_an_option(command: list[str], npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    given = {"optimizer": "sgd", "lr": 0.02, "momentum": 0.5, "weight_decay": 0.001, "epochs": 1, "batch_size": 32}
+    given |= {"schedule": "constant", "precision": "bfloat16", "shift": 1, "scenes": 0.25}
+    given |= {"holes": 1, "hole": 3, "fill": "black"}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    within(*command, npz, out, "--victim", "cnn-small", "--threads", "1", *options)
+    assert load_model(out)[1]["recipe"] == given == asdict(Recipe(**given))
+    within(*command, npz, out, "--victim", "cnn-small", "--threads", "1", "--epochs", "1", "--overwrite")
+    assert load_model(out)[1]["recipe"] == asdict(replace(DEFAULT, epochs=1))
 
 
 def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> None:

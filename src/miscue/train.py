@@ -34,16 +34,23 @@ Shown = Callable[[Batch], Batch]
 class Recipe:
     """How to train.
 
-    optimizer: a key of `optimizers.OPTIMIZERS`; lr, momentum, weight_decay: its settings.
-    epochs: passes over the data; batch_size: images a step.
-    schedule: "constant", or "cosine" (the rate falls to 0 along half a cosine).
-    shift: each image is moved by up to so many pixels, its edge going on, anew in each pass.
-    scenes: a share of the images, drawn anew in each pass, is shown in a random scene: turned, tilted, lit and coloured
-        otherwise, out of focus (`formation`).
-    holes, hole: so many squares of `hole` pixels' side are covered on each image, anew in each pass; what a network
-        learns then, it need not see whole. They may overlap. fill: what covered pixels become, a key of `covers.FILLS`.
-    precision: "float32", "bfloat16" (autocast: parameters stay float32), or "auto": bfloat16 where the device has
-        matrix units for it, which about halves the time of a step there.
+    Args:
+        optimizer: the rule of the steps.
+        lr: learning rate.
+        momentum: of SGD and RMSProp; of Adam and AdaBound the first beta, 0.9 where this is 0.
+        weight_decay: of all parameters.
+        epochs: passes over the data.
+        batch_size: images a step.
+        schedule: what becomes of the rate; by "cosine" it falls to 0 along half a cosine.
+        precision: of a step. By "bfloat16" parameters stay float32 (autocast); "auto" is bfloat16 where the device has
+            matrix units for it, which about halves the time of a step there.
+        shift: each image is moved by up to so many pixels, its edge going on, anew in each pass.
+        scenes: a share of the images, drawn anew in each pass, is shown in a random scene: turned, tilted, lit and
+            coloured otherwise, out of focus.
+        holes: so many squares are covered on each image, anew in each pass, and may overlap; what a network learns
+            then, it need not see whole.
+        hole: side of such a square in pixels.
+        fill: what covered pixels become.
     """
 
     optimizer: str = "sgd"

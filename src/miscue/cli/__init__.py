@@ -13,10 +13,11 @@ from miscue.cli.activations import activations
 from miscue.cli.audit import audit
 from miscue.cli.detect import calibrate, certify, detect
 from miscue.cli.evaluate import evaluate
-from miscue.cli.models import report, train
 from miscue.cli.rank import rank
+from miscue.cli.report import report
 from miscue.cli.reproduce import reproduce
 from miscue.cli.scenes import train_detector
+from miscue.cli.train import train
 from miscue.memory import keep_freed_memory
 
 app = typer.Typer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +16,12 @@ from miscue.balls import changed_pixels, linf
 from miscue.cleaners import CLEANERS
 from miscue.cli import console
 from miscue.cli.meeting import changeable
-from miscue.cli.models import TRAINED, scored, walked
 from miscue.cli.options import (
     DATA,
     DEBUG,
     DEVICE,
     JSON,
     OVERWRITE,
-    PRECISION,
     RESIZE,
     SEED,
     THREADS,
@@ -32,17 +30,16 @@ from miscue.cli.options import (
     fraction,
     method_command,
 )
+from miscue.cli.train import START, TRAINED, VICTIM, learned, scored, walked, with_recipe
 from miscue.data import Data
 from miscue.defences import LOSSES, bound, feature_norm, tuning
 from miscue.dice import Dice
-from miscue.errors import InputError
 from miscue.files import refuse_existing, refuse_file
-from miscue.models.networks import NETWORKS, placed
+from miscue.models.networks import placed
 from miscue.models.store import Plan, save_model
 from miscue.readers import read
 from miscue.run import fingerprint, provenance
 from miscue.train import Recipe
-from miscue.victims import Victim, network
 from miscue.writers import write
 
 app = typer.Typer(no_args_is_help=True, help="Clean data, or make a network that is harder to fool.")
@@ -92,19 +89,14 @@ def clean_data(
         console.emit({"out": str(out), **facts})
 
 
+@with_recipe
 def training(
     data: DATA,
     out: TRAINED,
-    victim: Annotated[
-        str | None, typer.Option(help=f"One of: {', '.join(NETWORKS)}; default: cnn.", show_default=False)
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="A model saved by miscue train to go on from; default: fresh weights.", show_default=False),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the victim's own.", min=1)] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the victim's own.")] = None,
-    precision: PRECISION = None,
+    *,
+    victim: VICTIM = None,
+    start: START = None,
+    recipe: dict[str, Any],
     resize: RESIZE = None,
     seed: SEED = 0,
     device_: DEVICE = "auto",
@@ -116,50 +108,12 @@ def training(
     """What every loss takes beside its own options."""
 
 
-def train_by(
-    name: str,
-    given: dict[str, Any],
-    *,
-    data: str,
-    out: Path,
-    victim: str | None,
-    start: Path | None,
-    epochs: int | None,
-    lr: float | None,
-    precision: str | None,
-    resize: int | None,
-    seed: int,
-    device_: str,
-    threads: int,
-    overwrite: bool,
-    json_: bool,
-) -> None:
-    """Train a network by another loss, from fresh weights or from those of a trained one."""
-    refuse_file(out, overwrite=overwrite)
-    if victim and start:
-        raise InputError("--start says which network it is, so leave --victim out")
-    where = device(device_, threads)
-    splits = read(data, resize=resize)
-    model, plan = None, None
-    if start:
-        model, before = changeable(start, splits.train, data)
-        plan = Plan(**before["plan"])
-    victim = plan.name if plan else victim or "cnn"
-    chosen = network(victim, epochs, precision)
-    recipe = chosen.recipe if lr is None else replace(chosen.recipe, lr=lr)
+@with_recipe
+def train_by(name: str, given: dict[str, Any], *, recipe: dict[str, Any], seed: int, **shared: Any) -> None:
+    """Train a network by another loss."""
     seeded = {"seed": seed} if "seed" in inspect.signature(LOSSES[name]).parameters else {}
-    hard: Victim = replace(chosen, recipe=recipe, loss=LOSSES[name](**given, **seeded))
-    images = splits.train.near(where)
-    dice = Dice(seed).named("victim", victim)
-    model = placed(model, where) if model else hard.untrained(images, dice, device=where)
-    facts = walked(f"training {victim}, {name}", hard.learning(model, images, dice), recipe.epochs, model, splits)
-    about: dict[str, Any] = {"classes": list(splits.train.classes), "recipe": asdict(recipe)}
-    about |= {"loss": {"name": name, **given}, "start": str(start) if start else None}
-    about |= {"scores": facts, "data": data, "seed": seed} | provenance(command_line(), where)
-    save_model(out, model, plan or hard.plan(images), **about)
-    console.say(f"{out}: the model")
-    if json_:
-        console.emit({"out": str(out), "victim": victim, **facts})
+    loss = LOSSES[name](**given, **seeded)
+    learned(loss=loss, options={"name": name, **given}, recipe=recipe, seed=seed, **shared)
 
 
 CHANGED = Annotated[Path, typer.Argument(help="A model saved by miscue train.", show_default=False)]

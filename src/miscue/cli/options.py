@@ -6,9 +6,10 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -98,19 +99,30 @@ def arguments_help(function: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-def method_options(function: Callable[..., Any], *, hidden: tuple[str, ...] = ()) -> list[inspect.Parameter]:
+def method_options(
+    function: Callable[..., Any],
+    *,
+    hidden: tuple[str, ...] = (),
+    default: str = "",
+    names: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> list[inspect.Parameter]:
     """The keyword-only parameters of a method as command-line options.
 
-    An option that is not given stays None, so that a preset can tell it from one that is; the help names the default.
+    An option that is not given stays None, so that a preset can tell it from one that is; the help names what it is
+    then, the method's own default or else `default`. names: which there are for an option that is a name.
     """
     texts = arguments_help(function)
     options = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.name in hidden:
             continue
-        default = parameter.default
-        kind: Any = type(default) if default is not None else str
-        text = texts.get(parameter.name, "") + ("" if default is None else f" Default {default}.")
+        usual = parameter.default
+        kind: Any = type(usual) if usual is not None else str
+        text = texts.get(parameter.name, "")
+        if parameter.name in names:
+            text += f" One of: {', '.join(names[parameter.name])}."
+        if usual is not None:
+            text += f" Default: {default}." if default else f" Default {usual}."
         flag = f"--{parameter.name.replace('_', '-')}"
         if kind is float:
             option = typer.Option(flag, help=text, parser=fraction, metavar="NUMBER", show_default=False)
@@ -126,16 +138,19 @@ def method_command(
 ) -> Callable[..., None]:
     """The command of one method: the shared options, those of `common`, and those of its signature but the hidden.
 
-    `do` is called with what was given of the method's own, and by keyword with all shared ones but --debug.
+    `do` is called with what was given of the method's own, and by keyword with all shared ones but --debug. Where both
+    have an option of a name, it is the method's.
     """
     own = method_options(method, hidden=hidden)
+    names = {parameter.name for parameter in own}
 
     def run(**given: Any) -> None:
         options = {parameter.name: given.pop(parameter.name) for parameter in own}
         with console.guarded(debug=given.pop("debug")):
             do({key: value for key, value in options.items() if value is not None}, **given)
 
-    parameters = [*inspect.signature(common, eval_str=True).parameters.values(), *own]
+    shared = inspect.signature(common, eval_str=True).parameters.values()
+    parameters = [*(parameter for parameter in shared if parameter.name not in names), *own]
     run.__name__, run.__doc__ = method.__name__, (inspect.getdoc(method) or "").split("\n\n")[0]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

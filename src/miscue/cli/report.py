@@ -1,0 +1,51 @@
+"""`miscue report RUN`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miscue.cli import console
+from miscue.cli.options import DEBUG
+from miscue.errors import InputError
+from miscue.report import (
+    activations_page,
+    attack_page,
+    audit_page,
+    detect_page,
+    explain_page,
+    page,
+    rank_page,
+    scenes_page,
+    tables_page,
+)
+
+PAGES = {
+    "activations": activations_page,
+    "attack": attack_page,
+    "audit": audit_page,
+    "scenes": scenes_page,
+    "explain": explain_page,
+    "rank": rank_page,
+    "detect": detect_page,
+    "reproduce": tables_page,
+}
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    debug: DEBUG = False,
+) -> None:
+    """Write the page of a run again from its records: RUN/report.html."""
+    with console.guarded(debug=debug):
+        if not (run / "run.json").is_file():
+            raise InputError(f"{run} is not the folder of a run: no run.json in it")
+        try:
+            kind = json.loads((run / "run.json").read_text(encoding="utf-8")).get("kind")
+        except (ValueError, AttributeError):
+            raise InputError(f"{run} is not a run: its run.json is damaged") from None
+        writer = PAGES.get(kind, page)
+        console.say(f"{writer.write(run)}: the page")
