@@ -338,6 +338,8 @@ def test_a_row_says_what_to_know_beside_its_published_figure(tmp_path: Path) -> 
     list(run(todo[:1], tmp_path))
     notes = {record["measure"]: record["note"] for record in summed(todo, tmp_path, COMMAND)}
     assert notes == {"twice": "read off a plot; 1 cells are missing", "half": "1 cells are missing"}
+    own = [Cell(spec=cell.spec, row=Row(settings={}, measure=counted, note="our own")) for cell in todo]
+    assert {record["note"] for record in summed(own, tmp_path, COMMAND)} == {"our own; 1 cells are missing"}
 
 
 def test_the_outcome_table_comes_with_its_verdict_and_the_page_is_made_again(tmp_path: Path) -> None:

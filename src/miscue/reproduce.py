@@ -193,6 +193,7 @@ def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, A
                 continue
             row = members[0].row
             published = None if members[0].spec.scale == "smoke" else row.published.get(measure)
+            told = row.note if published is not None or not row.published else ""
             found.append(
                 {
                     "table": table,
@@ -208,7 +209,7 @@ def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, A
                     "device": every(done, "device"),
                     "commit": every(done, "commit"),
                     "command": command,
-                    "note": noted("" if published is None else row.note, missing=len(members) - len(done)),
+                    "note": noted(told, missing=len(members) - len(done)),
                 }
             )
     return found
