@@ -277,7 +277,7 @@ def settled(precision: str, device: str) -> str:
 def has_bfloat16(kind: str) -> bool:
     """Whether a "cpu" or "cuda" device multiplies matrices of bfloat16 by units of their own.
 
-    AVX-512's dot products of bfloat16 are none: with them alone a step of conv5 takes 1.3 times as long as in float32.
+    AVX-512's dot products of bfloat16 are none: with them alone a step takes longer than in float32.
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

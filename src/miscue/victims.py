@@ -70,7 +70,10 @@ class Victim:
     ) -> nn.Module:
         """A model trained on `data` from fresh weights, or from those of `start`, in eval mode."""
         data = data.near(device)
-        model = placed(copy.deepcopy(start), device) if start else self.untrained(data, dice, device=device)
+        if start is None:
+            model = self.untrained(data, dice, device=device)
+        else:
+            model = placed(copy.deepcopy(start), device)
         for _ in self.learning(model, data, dice, shown=shown):
             pass
         return model

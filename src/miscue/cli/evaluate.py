@@ -20,7 +20,6 @@ from miscue.cli.options import (
     JSON,
     MEMORY,
     OVERWRITE,
-    PRECISION,
     RESIZE,
     SEED,
     THREADS,
@@ -40,7 +39,7 @@ from miscue.readers import read
 from miscue.report import page
 from miscue.run import evaluate as evaluate_run
 from miscue.run import fingerprint, lines, provenance, save_samples
-from miscue.train import settled
+from miscue.train import PRECISIONS, settled
 from miscue.victims import RECIPES, VICTIMS, victim
 from miscue.workers import cores
 
@@ -63,7 +62,14 @@ def evaluate(
         int | None,
         typer.Option(help="Train for N epochs instead of the victims' own number.", metavar="N", min=1),
     ] = None,
-    precision: PRECISION = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Train in {', '.join(PRECISIONS)} (bfloat16 where there are matrix units for it); "
+            "default: the victims' own.",
+            show_default=False,
+        ),
+    ] = None,
     label_map_: Annotated[
         str | None,
         typer.Option("--label-map", help="Rule for the hit rate, e.g. y+1; default: the manifest's."),

@@ -18,7 +18,6 @@ import typer
 from miscue.cli import console
 from miscue.errors import InputError
 from miscue.room import LARGE, Room
-from miscue.train import PRECISIONS
 
 
 def fraction(text: str | float) -> float:
@@ -51,13 +50,6 @@ MEMORY = Annotated[
         "needed.",
         metavar="MIB",
         min=0,
-    ),
-]
-PRECISION = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Train in {', '.join(PRECISIONS)} (bfloat16 where there are matrix units for it); default: the victim's.",
-        show_default=False,
     ),
 ]
 THREADS = Annotated[

@@ -107,7 +107,7 @@ def learned(
         facts["emphasis"] = EMPHASIS if emphasis is None else emphasis
         weights = emphasis_of(ranking, splits.train, facts["emphasis"])
     images, dice = splits.train.near(where), Dice(seed).named("victim", name)
-    model = placed(model, where) if model else chosen.untrained(images, dice, device=where)
+    model = chosen.untrained(images, dice, device=where) if model is None else placed(model, where)
     learning = chosen.learning(model, images, dice, weights=weights)
     if watch:
         facts["history"] = []
