@@ -82,13 +82,24 @@ def test_released_cnn_is_the_authors() -> None:
     assert model[9].weight.shape == (500, 4 * 4 * 50)
 
 
-def test_a_linear_network_has_as_many_weights_for_large_images() -> None:
-    small, large = (NETWORKS["linear"]((3, side, side), 5) for side in (32, 224))
-    assert large[-1].weight.shape == small[-1].weight.shape == (5, 3 * 32 * 32)
+@pytest.mark.parametrize(("name", "side"), [("linear", 32), ("conv5-coarse", 56)])
+def test_what_sees_averages_is_no_larger_for_large_images(name: str, side: int) -> None:
+    small, large = (NETWORKS[name]((3, length, length), 5).eval() for length in (side, 224))
+    assert [p.shape for p in large.parameters()] == [p.shape for p in small.parameters()]
     x = torch.rand(2, 3, 224, 224)
-    large.eval()
-    blocks = F.interpolate(F.avg_pool2d(x, 7), scale_factor=7)
+    blocks = F.interpolate(F.avg_pool2d(x, 224 // side), scale_factor=224 // side)
     assert torch.allclose(large(x), large(blocks), atol=1e-4)
+    assert not torch.allclose(large(x), large(x.flip(3)), atol=1e-4)
+
+
+def test_coarse_noise_is_that_of_averages_enlarged() -> None:
+    generator = GENERATORS["unet-coarse"]((3, 224, 224), eps=0.2).eval()
+    x = torch.rand(2, 3, 224, 224)
+    noise = generator(x)
+    small = generator(F.avg_pool2d(x, 4))
+    assert small.shape == (2, 3, 56, 56)
+    assert torch.allclose(noise, F.interpolate(small, scale_factor=4, mode="bilinear"), atol=1e-5)
+    assert (noise[..., 1:] - noise[..., :-1]).abs().max() < 0.3 * (small[..., 1:] - small[..., :-1]).abs().max()
 
 
 def test_same_dice_same_weights() -> None:

@@ -110,8 +110,9 @@ class UNet(nn.Module):
         self.eps = eps
         widths = [shape[0], *channels]
         self.down = nn.ModuleList(Down(i, o) for i, o in zip(widths, channels, strict=False))
-        self.up = nn.ModuleList(Up(o if o == channels[-1] else 2 * o, i) for i, o in reversed(list(pairwise(channels))))
-        self.up.append(Last(2 * channels[0], shape[0]))
+        given = [*(2 * o for o in channels[:-1]), channels[-1]]  # to the way up: with what the skip brings, but for one
+        self.up = nn.ModuleList(Up(o, i) for o, i in reversed(list(zip(given[1:], channels, strict=False))))
+        self.up.append(Last(given[0], shape[0]))
         self.norm = nn.ModuleList(BatchNorm2d(o) for o in reversed(channels[:-1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,8 +128,26 @@ class UNet(nn.Module):
         return self.eps * torch.tanh(x)
 
 
+class Coarse(nn.Module):
+    """A U-Net for averages of at most `side` pixels, whose noise is enlarged bilinearly: cheap for large images."""
+
+    def __init__(self, shape: Shape, *, eps: float, side: int = 56):
+        super().__init__()
+        self.side = side
+        self.body = UNet(shape, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        small = (min(size[0], self.side), min(size[1], self.side))
+        if small == size:
+            return self.body(x)
+        noise = self.body(F.adaptive_avg_pool2d(x, small))
+        return F.interpolate(noise, size, mode="bilinear", align_corners=False)
+
+
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "encoder-decoder": EncoderDecoder,
     "unet": UNet,
     "unet-wide": partial(UNet, channels=(64, 128, 256)),
+    "unet-coarse": Coarse,
 }

@@ -8,6 +8,7 @@ former. Convolutions are valid ones where the image is large enough for that, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -165,14 +166,25 @@ def alexnet(shape: Shape, classes: int, *, width: float = 1.0, batch_norm: bool 
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
 
+def averaged(shape: Shape, side: int) -> tuple[list[nn.Module], Shape]:
+    """What averages images down to at most `side` pixels, nothing if they are no larger, and their shape then."""
+    small = (shape[0], min(shape[1], side), min(shape[2], side))
+    return ([] if small == tuple(shape) else [nn.AdaptiveAvgPool2d(small[1:])]), small
+
+
+def conv5_coarse(shape: Shape, classes: int, *, side: int = 56) -> nn.Module:
+    """`conv5` on averages of at most `side` pixels: a surrogate for large images at the price of small ones."""
+    down, small = averaged(shape, side)
+    return nn.Sequential(*down, *conv5(small, classes).children())
+
+
 def linear(shape: Shape, classes: int, *, side: int = 32) -> nn.Module:
     """Logistic regression on the pixels, whose channels BatchNorm has normalised, of images of at most `side` pixels.
 
     Larger ones are averaged down to it: with more inputs the rates that suit other networks are too large.
     """
-    channels, height, width = (shape[0], *(min(length, side) for length in shape[1:]))
-    down = [] if (height, width) == tuple(shape[1:]) else [nn.AdaptiveAvgPool2d((height, width))]
-    return nn.Sequential(BatchNorm2d(channels), *down, Flatten(), nn.Linear(channels * height * width, classes))
+    down, small = averaged(shape, side)
+    return nn.Sequential(BatchNorm2d(shape[0]), *down, Flatten(), nn.Linear(math.prod(small), classes))
 
 
 def cnn_fourier(shape: Shape, classes: int, *, outputs: int = 1000) -> nn.Module:
@@ -210,6 +222,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "conv5": conv5,
     "conv5-plain": partial(conv5, batch_norm=False),
     "conv5-wide": partial(conv5, width=2.0),
+    "conv5-coarse": conv5_coarse,
     "alexnet": alexnet,
 }
 

@@ -386,16 +386,6 @@ FAST = Preset(
     },
 )
 
-COOPERATION = {
-    "trials": 0,
-    "generator": "unet-wide",
-    "generator_lr": 2e-3,
-    "generator_schedule": "cosine",
-    "generator_mean": 0.99,
-    "warm_up_by": "cooperation",
-    "warm_up_surrogates": "linear,conv5",
-}
-
 PRESETS: dict[str, Preset] = {
     "paper": Preset(summary="the paper's settings for MNIST"),
     "paper-cifar10": Preset(
@@ -407,7 +397,19 @@ PRESETS: dict[str, Preset] = {
         summary="for CIFAR-10: a warm start by cooperation alone, with surrogates that live shortly; minutes on a GPU",
         surrogate="conv5",
         recipe=Recipe(lr=0.03, epochs=1, batch_size=128),
-        options=COOPERATION | {"eps": 0.032, "steps": 200, "warm_up": 64, "held_out": 0.02},
+        options={
+            "eps": 0.032,
+            "trials": 0,
+            "steps": 200,
+            "generator": "unet-wide",
+            "generator_lr": 2e-3,
+            "generator_schedule": "cosine",
+            "generator_mean": 0.99,
+            "warm_up": 64,
+            "warm_up_by": "cooperation",
+            "warm_up_surrogates": "linear,conv5",
+            "held_out": 0.02,
+        },
     ),
     "paper-imagenet": Preset(
         summary="the paper's settings for two classes of ImageNet; for a GPU",
@@ -416,10 +418,20 @@ PRESETS: dict[str, Preset] = {
         options={"eps": 0.1, "alpha": 0.1},
     ),
     "imagenet": Preset(
-        summary="for two classes of ImageNet, in the same way; minutes on a GPU",
-        surrogate="conv5",
+        summary="for two classes of ImageNet: a warm start by imitation alone, on averages of 56 x 56 pixels",
+        surrogate="conv5-coarse",
         recipe=Recipe(lr=0.02, epochs=1, batch_size=32),
-        options=COOPERATION | {"eps": 0.1, "steps": 100, "warm_up": 20, "held_out": 0.05},
+        options={
+            "eps": 0.1,
+            "trials": 0,
+            "steps": 180,
+            "generator": "unet-coarse",
+            "generator_lr": 2e-3,
+            "generator_schedule": "cosine",
+            "generator_mean": 0.98,
+            "warm_up": 8,
+            "held_out": 0.05,
+        },
     ),
     "fast": FAST,
     "label-map": replace(
