@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -80,7 +81,7 @@ def cluster(processors: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # the cluster's own, for us as well
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # the cluster's, and ours
     words = f"start --head --num-cpus {processors} --port {port} --include-dashboard false --disable-usage-stats"
     subprocess.run([ray, *words.split()], check=True, capture_output=True)
     try:
