@@ -4,8 +4,8 @@
 
 A cell trains the small network for one pass over MNIST and scores it. Ratios are cells in the same time over those of
 one job of one thread, workers started anew in each case, as a run starts them. Beside them two bare processes that
-share the cells and have no runner: what the machine itself gives. Overhead: seconds that a cell which measures nothing
-takes, beyond the first. With --ray also on clusters of Ray that have one processor, or two.
+share the cells and have no runner: what the machine itself gives. Overhead: seconds from one cell which measures
+nothing to the next. With --ray also on clusters of Ray that have one processor, or two.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def cluster(processors: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # the cluster's, and ours
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of all clusters: this process reads it once
     words = f"start --head --num-cpus {processors} --port {port} --include-dashboard false --disable-usage-stats"
     subprocess.run([ray, *words.split()], check=True, capture_output=True)
     try:
@@ -108,30 +109,39 @@ def main() -> None:
         "2 processes, no runner": lambda: bare(len(todo), 2),
     }
     times = interleaved(usual, rounds=asked.rounds, warm=0)
-    costs = {"2 jobs, 1 thread each": overhead(empty, jobs=2)}
-    for processors in (1, 2) if asked.ray else ():
-        with cluster(processors) as address:
-            name = f"Ray, {processors} workers"
-            times |= interleaved({name: lambda at=address: measured(todo, cluster=at)}, rounds=asked.rounds, warm=0)
-            costs[name] = overhead(empty, cluster=address)
-    base = "1 job, 1 thread"
+    base = times["1 job, 1 thread"]
     for name, taken in times.items():
-        middle, spread = ratio({"a": times[base], "b": taken}, "a", "b")
-        note = f"{3600 * len(todo) / min(taken):.0f} cells an hour at best"
-        row = {"benchmark": "cells of tables", "way": name, "over": base}
-        record(row, "ratio", middle, spread, asked.rounds, note=note)
-    for name, seconds in costs.items():
-        row = {"benchmark": "cells of tables", "way": name}
-        record(row, "overhead, seconds a cell", seconds, 0.0, len(empty), note="cells that measure nothing")
+        note(name, base, taken, asked.cells)
+    cost(empty, "2 jobs, 1 thread each", jobs=2)
+    for processors in (1, 2) if asked.ray else ():
+        name = f"Ray, {processors} workers"
+        with cluster(processors) as address:
+            there = {name: lambda at=address: measured(todo, cluster=at)}
+            note(name, base, interleaved(there, rounds=asked.rounds, warm=0)[name], asked.cells)
+            cost(empty, name, cluster=address)
+
+
+def note(name: str, base: list[float], taken: list[float], count: int) -> None:
+    """Record a way's cells over those of one job in the same time."""
+    middle, spread = ratio({"a": base, "b": taken}, "a", "b")
+    row = {"benchmark": "cells of tables", "way": name, "over": "1 job, 1 thread"}
+    record(row, "ratio", middle, spread, len(taken), note=f"{3600 * count / min(taken):.0f} cells an hour at best")
+
+
+def cost(empty: list[Cell], name: str, **where: Any) -> None:
+    """Record what a cell that measures nothing takes."""
+    row = {"benchmark": "cells of tables", "way": name}
+    seconds = overhead(empty, **where)
+    record(row, "overhead, seconds a cell", seconds, 0.0, len(empty), note="cells that measure nothing")
 
 
 def overhead(empty: list[Cell], **where: Any) -> float:
-    """Seconds a cell that measures nothing takes, beside what starting takes."""
-    started = time.perf_counter()
-    measured(empty[:1], **where)
-    first = time.perf_counter()
-    measured(empty, **where)
-    return (time.perf_counter() - first - (first - started)) / (len(empty) - 1)
+    """Seconds from one cell that measures nothing to the next, from the first that is done to the last."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        done = [time.perf_counter() for tick in run(empty, Path(folder), **where) if tick.fact]
+    assert len(done) == len(empty)
+    return (done[-1] - done[0]) / (len(done) - 1)
 
 
 if __name__ == "__main__":

@@ -270,6 +270,19 @@ def test_batch_statistics_of_one_image_more_than_a_chunk(data: Data) -> None:
     assert len(batch_statistics_predictions(model, data.images[:11], chunk=10)) == 11
 
 
+@pytest.mark.parametrize(("side", "looked", "normalised"), [(8, 200, 320), (224, 55, 107)])
+def test_large_images_are_looked_at_a_few_at_a_time(side: int, looked: int, normalised: int) -> None:
+    sizes: list[int] = []
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten())
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    images = torch.zeros(320, 3, side, side, dtype=torch.uint8)
+    assert len(predictions(model, images)) == sum(sizes) == 320
+    assert max(sizes) == looked
+    sizes.clear()
+    assert len(batch_statistics_predictions(model, images)) == sum(sizes) == 320
+    assert max(sizes) == normalised
+
+
 def test_batch_statistics_differ_from_eval_mode(data: Data) -> None:
     """Shifted test images: eval mode sees the shift, batch statistics normalise it away."""
     model = VICTIMS["cnn"](data, Dice(0))
