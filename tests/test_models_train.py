@@ -82,14 +82,24 @@ def test_released_cnn_is_the_authors() -> None:
     assert model[9].weight.shape == (500, 4 * 4 * 50)
 
 
-@pytest.mark.parametrize(("name", "side"), [("linear", 32), ("conv5-coarse", 56)])
-def test_what_sees_averages_is_no_larger_for_large_images(name: str, side: int) -> None:
+@pytest.mark.parametrize(("name", "side", "inputs"), [("linear", 32, 3 * 32 * 32), ("conv5-coarse", 56, 128)])
+def test_what_sees_averages_is_no_larger_for_large_images(name: str, side: int, inputs: int) -> None:
     small, large = (NETWORKS[name]((3, length, length), 5).eval() for length in (side, 224))
     assert [p.shape for p in large.parameters()] == [p.shape for p in small.parameters()]
+    assert next(m for m in large.modules() if isinstance(m, nn.Linear)).in_features == inputs
     x = torch.rand(2, 3, 224, 224)
     blocks = F.interpolate(F.avg_pool2d(x, 224 // side), scale_factor=224 // side)
     assert torch.allclose(large(x), large(blocks), atol=1e-4)
     assert not torch.allclose(large(x), large(x.flip(3)), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [(4,), (4, 4, 4), (2, 4, 4)])
+def test_a_unet_of_any_widths(channels: tuple[int, ...]) -> None:
+    x = torch.rand(2, 3, 16, 16)
+    assert (
+        build(Plan(name="unet", shape=(3, 16, 16), options={"eps": 0.1, "channels": channels}), Dice())(x).shape
+        == x.shape
+    )
 
 
 def test_coarse_noise_is_that_of_averages_enlarged() -> None:

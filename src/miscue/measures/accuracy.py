@@ -18,7 +18,7 @@ ENOUGH = 128
 """Images that give a batch's statistics, at least, however large they are."""
 
 
-def at_once(images: Tensor, chunk: int) -> int:
+def portion(images: Tensor, chunk: int) -> int:
     """How many images to look at in one go: `chunk`, or fewer large ones."""
     return max(1, min(chunk, VALUES // max(1, images[:1].numel())))
 
@@ -26,7 +26,7 @@ def at_once(images: Tensor, chunk: int) -> int:
 @torch.no_grad()
 def predictions(model: nn.Module, images: Tensor, *, chunk: int = 200) -> Tensor:
     """Predicted classes, int64 (n,) on the CPU, in eval mode; `images` uint8, or float inputs as they are."""
-    chunk = at_once(images, chunk)
+    chunk = portion(images, chunk)
     with mode(model, train=False):
         return torch.cat([predict(model, images[i : i + chunk]) for i in range(0, len(images), chunk)])
 
@@ -39,7 +39,7 @@ def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int
     beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
     """
     twin = deepcopy(model)
-    chunk = min(chunk, max(ENOUGH, at_once(images, chunk)))
+    chunk = min(chunk, max(ENOUGH, portion(images, chunk)))
     # parts of equal size, since a last one of a single image would have no spread
     parts = images.tensor_split(max(1, -(-len(images) // chunk)))
     with mode(twin, train=True):

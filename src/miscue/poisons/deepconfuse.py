@@ -180,7 +180,8 @@ def deepconfuse(
         steps: surrogate steps a trial; 0 means the recipe's passes over the data.
         pool: surrogates watched side by side, on as many threads as there are, each as long as `steps` but at
             different ages; whenever one leaves, a trial ends and a fresh one comes in.
-        generator: a key of GENERATORS.
+        generator: "encoder-decoder", "unet", "unet-wide" (twice the channels), or "unet-coarse", for large images (on
+            averages of at most 56 x 56 pixels, its noise enlarged): the keys of GENERATORS.
         generator_lr: Adam's rate for the generator.
         generator_schedule: "constant", or "cosine" (the generator's rate falls to 0 over the trials).
         generator_mean: decay a step, below 1, of the running mean of the generator's weights, which is what is frozen

@@ -20,7 +20,7 @@ BASE: dict[str, dict[str, Any]] = {
     "paper": {"data": "mnist", "preset": "paper", "options": {"eps": 0.3}, "victim": "cnn-released"},
 }
 IMAGENET = {"data": "imagenette2class", "preset": "imagenet", "options": {}}
-# the colour sets, at the scale "paper" alone, crafted in minutes of a GPU where the authors take days
+# the colour sets at the scale "paper", crafted in minutes of a GPU where the authors take days
 COLOUR: tuple[dict[str, Any], ...] = (
     {"data": "cifar10-jpeg", "preset": "cifar10", "options": {}, "victim": "conv5", "victim_epochs": 30},
     IMAGENET | {"victim": "conv5", "victim_epochs": 30},
@@ -33,8 +33,8 @@ SHORT: tuple[dict[str, Any], ...] = (
 NOTES = {
     "cifar10-jpeg": "CIFAR-10 after JPEG at quality 75, the paper's is lossless",
     "imagenette2class": "English springer against parachute, the paper's classes are bulbul and jellyfish",
+    "conv5-coarse": "the victim sees averages of 56 x 56 pixels",
 }
-AVERAGES = {"conv5-coarse": "the victim sees averages of 56 x 56 pixels"}
 READ_OFF = "published figure read off a plot"
 
 # data -> clean; poisoned; noise alone on training and on test images
@@ -81,7 +81,7 @@ def accuracies(scale: str) -> Iterator[Row]:
     short = SHORT if scale == "laptop" else ()
     for base, seeds in [*((base, 5) for base in bases(scale)), *((base, 3) for base in short)]:
         before, *after = TABLE_1[base["data"]]
-        note = "; ".join(filter(None, (NOTES.get(base["data"]), AVERAGES.get(base["victim"]))))
+        note = "; ".join(NOTES[name] for name in (base["data"], base["victim"]) if name in NOTES)
         for settings, published in (
             (untouched(base), {"test_accuracy": before}),
             (changed(base), dict(zip(names, after, strict=True))),
