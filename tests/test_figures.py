@@ -25,7 +25,7 @@ from miscue.report.kinds import KINDS, Made, gathered
 from miscue.tables import FIGURES, TABLES, Figure, Workshop
 from miscue.tables.inside import plane
 from miscue.tables.pictures import examples, roc, tones
-from miscue.tables.poisoned import contested, evaluated
+from miscue.tables.poisoned import by_rule, contested, evaluated
 
 Row = tuple[dict[str, Any], list[dict[str, Any]]]  # settings, and for each seed what it found
 
@@ -434,8 +434,21 @@ def test_a_page_of_every_kind_is_small_and_the_same_each_time(tmp_path: Path) ->
 def test_a_victim_leaves_its_curve_and_confusion() -> None:
     data = striped(60)
     clean, _ = arenas(data, data, striped(30, seed=1), None)
-    found = contested({"victim": "cnn-small", "victim_epochs": 2}, clean, 0, (1, 2, 0))
+    found = by_rule(contested({"victim": "cnn-small", "victim_epochs": 2}, clean, 0), (1, 2, 0))
     assert [step["epoch"] for step in found["curve"]] == [1, 2]
     assert found["curve"][-1]["test_accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-3)
     assert np.trace(found["confusion"]["counts"]) == pytest.approx(30 * found["test_accuracy"] / 100)
     assert found["confusion"]["targets"] == [1, 2, 0]
+
+
+def test_rows_that_ask_for_the_same_victim_share_it(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"data": "digits", "poison": None, "victim": "cnn-small", "victim_epochs": 1}
+    first = evaluated(row, 0, Workshop(tmp_path))
+    again = evaluated(row | {"rule": "y+1", "eps": 0.0, "share": 1.0}, 0, Workshop(tmp_path))
+    assert len(list(tmp_path.glob("victim/*/made.json"))) == 1
+    assert "hit_rate" not in first
+    counts = np.array(again["confusion"]["counts"])
+    assert again["hit_rate"] == pytest.approx(100 * np.roll(counts, -1, axis=1).trace() / counts.sum())
+    assert {name: again[name] for name in first if name != "confusion"} | {"confusion": first["confusion"]} == first
+    evaluated(row, 1, Workshop(tmp_path))
+    assert len(list(tmp_path.glob("victim/*/made.json"))) == 2

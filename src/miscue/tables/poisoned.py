@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from inspect import signature
@@ -58,37 +60,49 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+SHAPING = ("data", "poison", "preset", "options", "surrogate", "epochs", "share", "victim", "victim_epochs")
+"""What a victim of a row depends on; all else that a row says is only how it is read."""
+
+
 def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """All measures of a fresh victim, its learning curve and what it takes test images for.
+
+    Rows of several tables that ask for the same victim share it.
 
     row: "data" and "victim"; "poison" and what `crafted` takes for a poisoned training set, None for the clean one;
     "share" of poisoned images (1), "victim_epochs" (the victim's own number); "rule", the label map whose hits are
     counted, where it is not the poison's own.
     """
     victim(row["victim"])  # an error before the craft, not after it
-    splits = known(row["data"])
-    assert splits.test is not None
-    perturbation = crafted(row, workshop) if row.get("poison") else None
-    poisoned = splits.train if perturbation is None else perturbation(splits.train)
     share = float(row.get("share", 1.0))
-    if share < 1:
-        poisoned, _ = mix(splits.train, poisoned, share, Dice(seed).named("share"))
-    clean, other = arenas(splits.train, poisoned, splits.test, perturbation)
+    asked = {name: row[name] for name in SHAPING if row.get(name) is not None} | {"share": share, "seed": seed}
+
+    def make(place: Path) -> None:
+        splits = known(row["data"])
+        assert splits.test is not None
+        perturbation = crafted(row, workshop) if row.get("poison") else None
+        poisoned = splits.train if perturbation is None else perturbation(splits.train)
+        if share < 1:
+            poisoned, _ = mix(splits.train, poisoned, share, Dice(seed).named("share"))
+        clean, other = arenas(splits.train, poisoned, splits.test, perturbation)
+        found = contested(row, clean if perturbation is None else other, seed)
+        (place / "measured.json").write_text(json.dumps(found), encoding="utf-8")
+
+    found = json.loads((workshop.made("victim", asked, make) / "measured.json").read_text(encoding="utf-8"))
     rule = row.get("rule") or (row.get("options") or {}).get("label_map")
     if rule is None and row.get("poison"):
         rule = PRESETS[row["poison"]][row.get("preset") or "paper"].options.get("label_map")
-    mapped = label_map(rule, len(splits.train.classes)) if isinstance(rule, str) else rule
-    return contested(row, clean if perturbation is None else other, seed, mapped)
+    return found if rule is None else by_rule(found, rule)
 
 
-def contested(row: dict[str, Any], arena: Arena, seed: int, rule: Any) -> Drawn:
+def contested(row: dict[str, Any], arena: Arena, seed: int) -> Drawn:
     """A victim in an arena."""
     contest = Contest(
         arena=arena,
         name=row["victim"],
         victim=victim(row["victim"], row.get("victim_epochs")),
         seed=seed,
-        label_map=rule,
+        label_map=None,
         device=device() if isinstance(victim(row["victim"]), Victim) else "cpu",
     )
     cell = whole_cell([contest], 0)
@@ -96,9 +110,17 @@ def contested(row: dict[str, Any], arena: Arena, seed: int, rule: Any) -> Drawn:
     curve = [
         {key: round(point[key], 3) for key in ("epoch", "train_accuracy", "test_accuracy")} for point in cell["curve"]
     ]
-    targets = None if rule is None else list(rule)
-    confusion = {"counts": cell["confusion"], "classes": list(arena.test.classes), "targets": targets}
+    confusion = {"counts": cell["confusion"], "classes": list(arena.test.classes), "targets": None}
     return found | {"test_error": 100 - found["test_accuracy"]} | {"curve": curve, "confusion": confusion}
+
+
+def by_rule(found: Drawn, rule: str | Sequence[int]) -> Drawn:
+    """The same with the hits of a label map, which the confusion matrix holds."""
+    counts, classes = found["confusion"]["counts"], len(found["confusion"]["classes"])
+    targets = list(label_map(rule, classes) if isinstance(rule, str) else rule)
+    hits = sum(line[target] for line, target in zip(counts, targets, strict=True))
+    confusion = found["confusion"] | {"targets": targets}
+    return found | {"hit_rate": 100 * hits / sum(map(sum, counts)), "confusion": confusion}
 
 
 def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
@@ -110,4 +132,4 @@ def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     by = torch.randint(1, len(train.classes), train.labels.shape, generator=dice.named("by").generator())
     data: Data = replace(train, labels=torch.where(wrong, (train.labels + by) % len(train.classes), train.labels))
     clean, _ = arenas(data, data, splits.test, None)
-    return contested(row, clean, seed, None)
+    return contested(row, clean, seed)
