@@ -162,8 +162,9 @@ def test_what_is_no_number_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
-    list(run(some(1, 2, 3, 4, measure=deadly), tmp_path, jobs=2))
-    assert {r["mean"] for r in summed(some(1, 2, 3, 4, measure=deadly), tmp_path, COMMAND)} == {1, 2, 3, 4}
+    todo = some(1, 2, 3, measure=deadly, seeds=1)
+    list(run(todo, tmp_path, jobs=2))
+    assert {r["mean"] for r in summed(todo, tmp_path, COMMAND)} == {1, 2, 3}
 
 
 def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +201,7 @@ def test_a_cluster_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     finally:
         subprocess.run([tool, "stop", "--force"], check=True, capture_output=True)
     assert lines(tmp_path / "no" / "cells.jsonl") == []
-    list(run(some(1, 2), tmp_path / "local", jobs=2))
+    list(run(some(1, 2), tmp_path / "local"))
     one, other = (summed(some(1, 2), tmp_path / name, COMMAND) for name in ("ray", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
 
@@ -247,8 +248,18 @@ def test_rows_that_come_to_the_same_poison_share_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / "poison").glob("*/made.json"))) == 2
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workshop for all tables: what several need is made once, by whichever of pytest's processes is first."""
+    own = tmp_path_factory.getbasetemp()
+    place = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "workshop"
+    place.mkdir(exist_ok=True)
+    return place
+
+
 @pytest.mark.parametrize("table", TABLES)
-def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path) -> None:
+def test_every_row_is_measured_at_the_smallest_scale(table: str, tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "workshop").symlink_to(shared)
     todo = cells([table], scale="smoke")
     list(run(todo, tmp_path))
     done = lines(tmp_path / "cells.jsonl")
@@ -290,7 +301,7 @@ def test_rows_are_chosen_by_words() -> None:
 
 
 def test_the_command_is_killed_and_goes_on(tmp_path: Path) -> None:
-    words = ["reproduce", "single-pixel", "--scale", "smoke", "--seeds", "2", "--out", str(tmp_path)]
+    words = ["reproduce", "stickers", "--scale", "smoke", "--seeds", "2", "--out", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-m", "miscue", *words], stderr=subprocess.DEVNULL)
     log, deadline = tmp_path / "cells.jsonl", time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
@@ -298,12 +309,12 @@ def test_the_command_is_killed_and_goes_on(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     before = log.read_text().splitlines()
-    assert 3 <= len(before) < 10
+    assert 3 <= len(before) < 16
     done = within(*words, "--json")
     assert log.read_text().splitlines()[: len(before) - 1] == before[:-1]
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {r["n"] for r in records if r["measure"] == "test_error"} == {2}
-    assert len({json.dumps(r["row"]) for r in records}) == 5
+    assert {r["n"] for r in records if r["measure"] == "success"} == {2}
+    assert len({json.dumps(r["row"]) for r in records}) == 8
 
 
 def test_the_smallest_scale_stands_beside_no_published_figure(tmp_path: Path) -> None:
@@ -344,7 +355,8 @@ def test_a_row_says_what_to_know_beside_its_published_figure(tmp_path: Path) -> 
     assert {record["note"] for record in summed(own, tmp_path, COMMAND)} == {"our own; 1 cells are missing"}
 
 
-def test_the_outcome_table_comes_with_its_verdict_and_the_page_is_made_again(tmp_path: Path) -> None:
+def test_the_outcome_table_comes_with_its_verdict_and_the_page_is_made_again(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "workshop").symlink_to(shared)
     words = ["reproduce", "outcomes", "--scale", "smoke", "--only", "pgd,2", "--out", str(tmp_path)]
     said = within(*words).stderr
     (sentence,) = [line.removeprefix("outcomes: ") for line in said.splitlines() if "fool the bounded network" in line]
@@ -398,13 +410,13 @@ def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
         "from miscue.tables.defences import victims\n"
         "from miscue.tables.nets import arena\n"
         f"workshop = Workshop(__import__('pathlib').Path({str(tmp_path)!r}))\n"
-        "for name in ('none', 'holes', 'adversarial', 'scenes'):\n"
+        "for name in ('none', 'adversarial'):\n"
         "    arena('digits', 0, workshop, victim=victims('digits')[name])\n"
     )
     for _ in range(2):
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=alone)
-        assert len(list((tmp_path / "net").glob("*/made.json"))) == 4
+        assert len(list((tmp_path / "net").glob("*/made.json"))) == 2
 
 
 def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
