@@ -28,7 +28,7 @@ from miscue.reproduce import Cell, cells, joined, run, summed
 from miscue.run import lines, rewrite, torn
 from miscue.spec import Spec
 from miscue.tables import FIGURES, TABLES, Row, Workshop
-from miscue.tables.defences import verdict
+from miscue.tables.outcomes import verdict
 from miscue.tables.poisoned import crafted, known
 
 COMMAND = "miscue reproduce"

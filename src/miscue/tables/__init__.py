@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from miscue.tables import attacks, audits, deepconfuse, defences, inside, photos, single_pixel, transfer, understanding
+from miscue.tables import (
+    attacks,
+    audits,
+    deepconfuse,
+    defences,
+    inside,
+    outcomes,
+    photos,
+    single_pixel,
+    transfer,
+    understanding,
+)
 from miscue.tables.drawn import FIGURES, Figure
 from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
@@ -43,9 +54,9 @@ TABLES: dict[str, Table] = {
     "detection": Table(title="Stickers found by covering", rows=understanding.detection),
     "activations": Table(title="Activations during training", rows=inside.activations),
     "outcomes": Table(
-        title="Bounded activations: which network is fooled", rows=defences.outcomes, verdicts=defences.verdicts
+        title="Bounded activations: which network is fooled", rows=outcomes.outcomes, verdicts=outcomes.verdicts
     ),
-    "bounds": Table(title="Bounded activations: what they cost", rows=defences.bounds),
+    "bounds": Table(title="Bounded activations: what they cost", rows=outcomes.bounds),
     "defences": Table(title="Defences against attacks that know them", rows=defences.defences),
     "cleaners": Table(title="Cleaners against poisons", rows=defences.cleaners),
     "audits": Table(title="Audits: signs of poison in training data", rows=audits.audits),
