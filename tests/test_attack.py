@@ -162,12 +162,15 @@ def test_success_rises_with_the_budget_that_is_swept(model: Path, tmp_path: Path
         ("eps=0.1,x", "takes values as in eps=1/255,2/255"),
         ("steps=1.5", "steps takes whole numbers"),
         ("norm=1", "needs an option that is a number; norm is 'linf'"),
+        ("eps=0,0.1", "must be positive"),
+        ("side=3,99", "a square of 99 pixels does not lie in images of 8 x 8"),
     ],
 )
 def test_sweeps_that_cannot_be(model: Path, tmp_path: Path, sweep: str, complaint: str) -> None:
     done = within("attack", "pgd", model, "digits", tmp_path / "out", "--sweep", sweep, check=False)
     assert done.exit_code == 2
     assert complaint in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 USERS = """

@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from miscue.cli.options import (
     device,
     method_command,
 )
-from miscue.data import Data
+from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup
 from miscue.evasions import BY_QUERIES, EVASIONS, FOR_ALL_IMAGES, Adversarial
@@ -122,6 +123,8 @@ def attack_data(
         some = some.take(others)
     options = {p.name: p.default for p in takes.values() if p.kind is p.KEYWORD_ONLY and p.name not in HIDDEN} | given
     swept = None if sweep is None else sweeping(sweep, options)
+    for own in ({}, *({option: value} for option, values in (swept or {}).items() for value in values)):
+        checked(method, given | own, some)
     settings: dict[str, Any] = {
         "kind": "attack",
         "title": f"{name} against {Path(model).name} on {data}",
@@ -186,6 +189,29 @@ def sweeping(text: str, options: dict[str, Any]) -> dict[str, list[float]]:
     if isinstance(usual, int) and any(value.denominator > 1 for value in exact):
         raise InputError(f"{option} takes whole numbers, got {listed}")
     return {option: values}
+
+
+class CalledError(Exception):
+    """A model was asked, so its attack has nothing against its options."""
+
+
+class Silent(nn.Module):
+    """A model that says nothing but that it was asked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raise CalledError."""
+        raise CalledError
+
+
+def checked(method: Callable[..., Adversarial], given: dict[str, Any], data: Data) -> None:
+    """Refuse options of an attack before anything is attacked.
+
+    Raises:
+        InputError: the attack's own.
+    """
+    some = data.take(slice(0, 1))
+    with suppress(CalledError):
+        method(Silent(), floats(some.images), some.labels, **given)
 
 
 def begin(out: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ START = Annotated[
         help="A model saved by miscue train whose weights to go on from; default: fresh ones.", show_default=False
     ),
 ]
+GLANCED_AT = 2000  # training and test images, evenly spread, that are scored before the last epoch
 NAMES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "fill": FILLS}
 """Settings of a recipe that are names, and which there are."""
 
@@ -205,12 +206,18 @@ def watched(learning: Iterator[Epoch], model: nn.Module, some: Data, history: li
 
 
 def walked(title: str, learning: Iterator[Epoch], epochs: int, model: nn.Module, splits: Splits) -> dict[str, Any]:
-    """Walk through a training with progress; the last epoch's number, loss and scores."""
+    """Walk through a training with progress; the last epoch's number, loss and scores.
+
+    Before the last epoch the scores are those of some of the images.
+    """
     facts: dict[str, Any] = {}
+    test = None if splits.test is None else splits.test.spread(GLANCED_AT)
+    some = replace(splits, train=splits.train.spread(GLANCED_AT), test=test)
 
     def ticks() -> Iterator[Tick]:
         for epoch in learning:
-            facts.update(epoch=epoch.number, loss=epoch.loss, **scored(model, splits))
+            seen = splits if epoch.number == epochs else some
+            facts.update(epoch=epoch.number, loss=epoch.loss, **scored(model, seen))
             yield Tick(done=epoch.number, total=epochs, fact=dict(facts))
 
     console.follow(ticks(), title, epoch_words)
