@@ -209,6 +209,19 @@ def words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {shown(value)}" for key, value in settings.items() if value is not None)
 
 
+def measured(record: dict[str, Any]) -> str:
+    """The mean, and its spread over several seeds."""
+    spread = f" ± {cell(record['std'])}" if record["std"] is not None and record["n"] > 1 else ""
+    return cell(record["mean"]) + spread
+
+
+def ruled(found: list[dict[str, str]], columns: dict[str, str]) -> list[str]:
+    """Lines as a table of those columns that are not empty."""
+    names = [name for name in columns if any(line[name] for line in found)]
+    parts = [names, [columns[name] for name in names], *([line[name] for name in names] for line in found)]
+    return [*(f"| {' | '.join(part)} |" for part in parts), ""]
+
+
 def table(records: list[dict[str, Any]]) -> list[str]:
     """The records as a table: what all rows share before it, a row's settings once, no empty columns."""
     common = shared(records)
@@ -216,31 +229,55 @@ def table(records: list[dict[str, Any]]) -> list[str]:
     found, latest = [], None
     for record in records:
         settings = words({key: value for key, value in record["row"].items() if key not in common})
-        spread = f" ± {cell(record['std'])}" if record["std"] is not None and record["n"] > 1 else ""
         found.append(
             {
                 "row": "" if settings == latest else settings,
                 "measure": record["measure"],
                 "published": cell(record["published"]),
-                "measured": cell(record["mean"]) + spread,
+                "measured": measured(record),
                 "n": cell(record["n"]),
                 "note": record["note"] or "",
             }
         )
         latest = settings
-    names = [name for name in columns if any(line[name] for line in found)]
-    lead = [f"All rows: {words(common)}.", ""] if common else []
-    parts = [names, [columns[name] for name in names], *([line[name] for name in names] for line in found)]
-    return [*lead, *(f"| {' | '.join(part)} |" for part in parts), ""]
+    return [*([f"All rows: {words(common)}.", ""] if common else []), *ruled(found, columns)]
+
+
+def beside(tables: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """All records of which there is a published figure, and how far apart they are."""
+    columns = {"table": "---", "row": "---", "measure": "---", "published": "---:", "measured": "---:"}
+    found, latest = [], ("", "")
+    for name, records in tables.items():
+        for record in records:
+            if record["published"] is None:
+                continue
+            now = name, words(record["row"])
+            found.append(
+                {
+                    "table": "" if name == latest[0] else f"[{name}](#{name})",
+                    "row": "" if now == latest else now[1],
+                    "measure": record["measure"],
+                    "published": cell(float(record["published"])),
+                    "measured": measured(record),
+                    "difference": f"{record['mean'] - record['published']:+.2f}",
+                    "n": cell(record["n"]),
+                    "note": record["note"] or "",
+                }
+            )
+            latest = now
+    return ruled(found, columns | {"difference": "---:", "n": "---:", "note": "---"}) if found else []
 
 
 def page() -> str:
     """docs/results.md: every table in results/, as far as it stands; curves, and rows of many measures, are folded."""
     parts = ["# Results", "", "Made by `python scripts/record.py` from the records in `results/`; do not edit.", ""]
     parts += ["Means over n, ± the standard deviation; shares are percentages, in eval mode, after the last epoch.", ""]
-    for path in sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem)):
-        records = [record | {"row": flat(record["row"])} for record in standing(lines(path))]
-        parts += [f"## {path.stem}", ""]
+    paths = sorted((ROOT / "results").glob("*.jsonl"), key=lambda path: (path.stem in ASIDE, path.stem))
+    tables = {path.stem: [r | {"row": flat(r["row"])} for r in standing(lines(path))] for path in paths}
+    if compared := beside(tables):
+        parts += ["## Beside the published figures", "", *compared]
+    for name, records in tables.items():
+        parts += [f"## {name}", ""]
         points: dict[str, list[dict[str, Any]]] = {}
         common, sizes = shared(records), Counter(words(record["row"]) for record in records)
         for record in records:

@@ -396,7 +396,9 @@ def test_reproduced_tables_are_recorded_as_they_are(tmp_path: Path, monkeypatch:
     for one in records:
         (line,) = (root / "results" / f"{one['table']}.jsonl").read_text().splitlines()
         assert json.loads(line) == one
-    assert "| data mnist, eps 0.3 | test_accuracy | 1.00 | 2.00 |" in (root / "docs" / "results.md").read_text()
+    page = (root / "docs" / "results.md").read_text()
+    assert "| [t](#t) | data mnist, eps 0.3 | test_accuracy | 1.00 | 2.00 | +1.00 | 1 |" in page
+    assert "\n| data mnist, eps 0.3 | test_accuracy | 1.00 | 2.00 | 1 |" in page
     (run_ / "records.jsonl").write_text(json.dumps(records[0] | {"scale": "smoke"}) + "\n")
     with pytest.raises(SystemExit, match="smoke, which is not recorded"):
         script.main()
