@@ -9,6 +9,7 @@ from miscue.tables import (
     audits,
     deepconfuse,
     defences,
+    detection,
     inside,
     outcomes,
     photos,
@@ -51,7 +52,7 @@ TABLES: dict[str, Table] = {
         title="Explanations: the pointing game, and the right reasons", rows=understanding.explanations
     ),
     "hard-samples": Table(title="Hard samples: which measure finds errors", rows=understanding.hard_samples),
-    "detection": Table(title="Stickers found by covering", rows=understanding.detection),
+    "detection": Table(title="Stickers found by covering", rows=detection.detection),
     "activations": Table(title="Activations during training", rows=inside.activations),
     "outcomes": Table(
         title="Bounded activations: which network is fooled", rows=outcomes.outcomes, verdicts=outcomes.verdicts
@@ -61,7 +62,7 @@ TABLES: dict[str, Table] = {
     "cleaners": Table(title="Cleaners against poisons", rows=defences.cleaners),
     "audits": Table(title="Audits: signs of poison in training data", rows=audits.audits),
     "outsiders": Table(title="Images of no class", rows=defences.outsiders),
-    "certificates": Table(title="PatchCleanser: certified accuracy", rows=understanding.certificates),
+    "certificates": Table(title="PatchCleanser: certified accuracy", rows=detection.certificates),
 }
 
 __all__ = ["FIGURES", "SCALES", "TABLES", "Figure", "Measures", "Row", "Table", "Workshop"]

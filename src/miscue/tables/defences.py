@@ -28,12 +28,11 @@ from miscue.measures.activations import maxima
 from miscue.measures.outside import surprise
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
-from miscue.tables.nets import PHOTOS, SIGNS, VICTIMS, arena, described, foreign, kept
-from miscue.tables.outcomes import STEPS, base, bounding, with_bounds, wrong
+from miscue.tables.nets import PHOTOS, SIDES, SIGNS, TRAININGS, VICTIMS, arena, base, described, foreign, kept
+from miscue.tables.outcomes import STEPS, bounding, with_bounds, wrong
 from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Drawn, Measures, Row, Workshop
 from miscue.tables.single_pixel import QUICK
-from miscue.tables.understanding import SIDES, holed, masked
 from miscue.victims import Victim, network
 
 DEFENCES = ("none", "occluded", "holes", "masked", "adversarial", "scenes", "bounded", "feature-norm")
@@ -51,8 +50,8 @@ def victims(data: str) -> dict[str, Victim]:
     return {
         "none": usual,
         "occluded": replace(usual, recipe=longer, loss=squares),
-        "holes": holed(data),
-        "masked": masked(data),
+        "holes": TRAININGS["holes"](data),
+        "masked": TRAININGS["masked"](data),
         "adversarial": replace(usual, recipe=under, loss=ball),
         "scenes": replace(usual, recipe=replace(usual.recipe, scenes=1.0)),
     }

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from miscue.data import Data, floats
+from miscue.defences import Masked
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.losses import plain
@@ -33,6 +34,7 @@ VICTIMS: dict[str, Victim] = {
 PLAIN = {"gtsrb": Victim(network="conv5", recipe=replace(RECIPE, epochs=40, shift=2)), "digits": VICTIMS["digits"]}
 """The road signs' network without scenes, and with a tenth of the weight decay."""
 SIGNS = {"smoke": "digits", "laptop": "gtsrb", "paper": "gtsrb"}
+SIDES = {"digits": 2, "gtsrb": 5}  # of a patch, in pixels
 PHOTOS = {"smoke": "digits", "laptop": "cifar10-jpeg", "paper": "cifar10-jpeg"}
 
 
@@ -95,3 +97,32 @@ def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = N
     settings = {"data": data, "seed": seed} | described(chosen) | ({"start": described(usual)} if on else {})
     model = kept(workshop, settings, trained)["model"]
     return Arena(model=model, train=train, test=splits.test)
+
+
+def whole(data: str) -> Victim:
+    """The usual network."""
+    return VICTIMS[data]
+
+
+def holed(data: str) -> Victim:
+    """The usual network, trained with two in-painted holes on each image."""
+    usual, hole = VICTIMS[data], 2 * SIDES[data] - 1
+    return replace(
+        usual, recipe=replace(usual.recipe, epochs=3 * usual.recipe.epochs // 2, holes=2, hole=hole, fill="inpaint")
+    )
+
+
+def masked(data: str) -> Victim:
+    """The usual network, trained for longer, and under the pairs of PatchCleanser's masks that hide most."""
+    usual, epochs = VICTIMS[data], 5 * VICTIMS[data].recipe.epochs // 2
+    loss = Masked(patch=SIDES[data], tries=4, whole=0.4, fill="inpaint")
+    return replace(usual, recipe=replace(usual.recipe, epochs=epochs, weight_decay=2e-3), loss=loss)
+
+
+TRAININGS = {"whole": whole, "holes": holed, "masked": masked}
+
+
+def base(scale: str, images: int) -> dict[str, Any]:
+    """What all rows on road signs share."""
+    data = SIGNS[scale]
+    return {"data": data, "network": VICTIMS[data].network, "images": min(images, 40) if scale == "smoke" else images}

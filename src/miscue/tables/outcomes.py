@@ -25,10 +25,9 @@ from miscue.evasions.attempt import scored
 from miscue.measures.accuracy import accuracy
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
-from miscue.tables.nets import SIGNS, VICTIMS, Arena, described, kept
+from miscue.tables.nets import SIDES, SIGNS, VICTIMS, Arena, base, described, kept
 from miscue.tables.poisoned import device, known
 from miscue.tables.rows import Measures, Row, Workshop
-from miscue.tables.understanding import SIDES
 from miscue.victims import Victim
 
 TWO = {"digits": (3, 8), "gtsrb": (14, 17)}  # of road signs: stop, and no entry
@@ -206,12 +205,6 @@ def kept_accuracy(row: dict[str, Any], seed: int, workshop: Workshop) -> Measure
         "accuracy_original": accuracy(both.original, both.test),
         "accuracy_bounded": accuracy(both.bounded, both.test),
     }
-
-
-def base(scale: str, images: int) -> dict[str, Any]:
-    """What all rows share."""
-    data = SIGNS[scale]
-    return {"data": data, "network": VICTIMS[data].network, "images": min(images, 40) if scale == "smoke" else images}
 
 
 def outcomes(scale: str) -> Iterator[Row]:
