@@ -38,7 +38,8 @@ from miscue.victims import Victim, network
 DEFENCES = ("none", "occluded", "holes", "masked", "adversarial", "scenes", "bounded", "feature-norm")
 ON = ("occluded", "adversarial")  # that go on from the usual network
 ON_EPOCHS = {"digits": 4, "gtsrb": 30}  # under squares
-BALL_EPOCHS = {"digits": 4, "gtsrb": 12}  # the same under PGD
+BALLS = {"digits": 0.1, "gtsrb": 4 / 255}  # radius of the noise
+BALL_EPOCHS = {"digits": 4, "gtsrb": 12}  # under noise
 
 
 def victims(data: str) -> dict[str, Victim]:
@@ -46,7 +47,7 @@ def victims(data: str) -> dict[str, Victim]:
     usual, side, small = VICTIMS[data], SIDES[data], data == "digits"
     longer, under = (replace(usual.recipe, epochs=epochs[data]) for epochs in (ON_EPOCHS, BALL_EPOCHS))
     squares = Occluded(side=side, candidates=2, drawn=8, steps=3, alpha=0.3, whole=0.4)
-    ball = Adversarial(eps=0.1 if small else 4 / 255, steps=2 if small else 5)
+    ball = Adversarial(eps=BALLS[data], steps=2 if small else 5)
     return {
         "none": usual,
         "occluded": replace(usual, recipe=longer, loss=squares),
@@ -135,6 +136,17 @@ def told_where(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     return {"accuracy": accuracy(model, here.test), "robust_accuracy": 100 * float(right.all(1).double().mean())}
 
 
+def within_a_ball(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
+    """Accuracy on clean images and on those with the worst noise within eps that PGD finds on the defended network."""
+    here = arena(row["data"], seed, workshop)
+    model = defended(row["data"], row["defence"], seed, workshop)
+    x, y = here.images(row["images"])
+    eps, steps, dice = row["eps"], STEPS[row["data"]], Dice(seed).named("attack")
+    attacked = pgd(model, x, y, eps=eps, alpha=eps / 8, steps=steps, restarts=3, dice=dice).x
+    right = ~(wrong(model, x, y) | wrong(model, attacked, y))
+    return {"accuracy": accuracy(model, here.test), "robust_accuracy": 100 * float(right.double().mean())}
+
+
 def under_a_patch(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     """A universal patch made on the defended network from training images, at fresh places on test images."""
     here, dice = arena(row["data"], seed, workshop), Dice(seed).named("patch")
@@ -187,6 +199,10 @@ def defences(scale: str) -> Iterator[Row]:
         if not short:
             given = {"defence": name, "attack": "patch"}
             yield Row(settings=base(scale, 860) | given, measure=under_a_patch, seeds=3)
+    for name in ("none", "adversarial"):
+        given = {"defence": name, "attack": "pgd", "eps": BALLS[SIGNS[scale]]}
+        note = "what adversarial training is for"
+        yield Row(settings=base(scale, 430) | given, measure=within_a_ball, seeds=3, note=note)
     for training in ("holes",) if laptop else ("holes", "masked"):
         given = {"defence": "patchcleanser", "training": training, "attack": "square"} | square
         given["per_side"] = 3 if scale == "smoke" else 6
