@@ -200,9 +200,9 @@ def defences(scale: str) -> Iterator[Row]:
             given = {"defence": name, "attack": "patch"}
             yield Row(settings=base(scale, 860) | given, measure=under_a_patch, seeds=3)
     for name in ("none", "adversarial"):
-        given = {"defence": name, "attack": "pgd", "eps": BALLS[SIGNS[scale]]}
-        note = "what adversarial training is for"
-        yield Row(settings=base(scale, 430) | given, measure=within_a_ball, seeds=3, note=note)
+        given = {"defence": name, "attack": "pgd"}
+        settings = base(scale, 430) | given | {"eps": BALLS[SIGNS[scale]]}
+        yield Row(settings=settings, measure=within_a_ball, seeds=3, note="what adversarial training is for")
     for training in ("holes",) if laptop else ("holes", "masked"):
         given = {"defence": "patchcleanser", "training": training, "attack": "square"} | square
         given["per_side"] = 3 if scale == "smoke" else 6
