@@ -73,9 +73,9 @@ def test_poison_writes_the_layout_of_its_input_and_a_manifest(npz: Path, poisone
 
 def test_apply_reproduces_the_copy_and_takes_a_share(npz: Path, poisoned: Path, tmp_path: Path) -> None:
     kept = poisoned.with_name("out.craft") / "perturbation.safetensors"
-    miscue("poison", "apply", kept, npz, tmp_path / "again", "--threads", "1")
+    within("poison", "apply", kept, npz, tmp_path / "again", "--threads", "1")
     assert torch.equal(read(tmp_path / "again").train.images, read(poisoned).train.images)
-    miscue("poison", "apply", kept, npz, tmp_path / "part", "--share", "0.25", "--part", "both")
+    within("poison", "apply", kept, npz, tmp_path / "part", "--share", "0.25", "--part", "both")
     changed = (read(tmp_path / "part").train.images != read(npz).train.images).flatten(1).any(1)
     assert changed.sum() == 30
     assert json.loads((tmp_path / "part" / "manifest.json").read_text())["poisoned_images"] == {"train": 30, "test": 15}
@@ -97,7 +97,7 @@ def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Pat
     again = miscue(*words)
     assert [json.loads(line) for line in again.stdout.splitlines()] == rows
     (tmp_path / "run" / "report.html").unlink()
-    miscue("report", tmp_path / "run")
+    within("report", tmp_path / "run")
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -133,7 +133,7 @@ def test_each_setting_of_a_recipe_is_an_option(command: list[str], npz: Path, tm
 
 def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> None:
     options = ["--trials", "6", "--steps", "12", "--batch-size", "16", "--surrogate", "cnn-small", "--threads", "1"]
-    miscue("poison", "deepconfuse", npz, tmp_path / "whole", *options)
+    within("poison", "deepconfuse", npz, tmp_path / "whole", *options)
     command = [sys.executable, "-m", "miscue", "poison", "deepconfuse", str(npz), str(tmp_path / "cut"), *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "cut.craft" / "checkpoint.safetensors"
@@ -144,10 +144,10 @@ def test_a_killed_craft_goes_on_and_ends_the_same(npz: Path, tmp_path: Path) -> 
     process.wait()
     assert checkpoint.exists()
     assert not (tmp_path / "cut").exists()
-    other = miscue("poison", "deepconfuse", npz, tmp_path / "cut", *options, "--eps", "0.1", check=False)
-    assert other.returncode == 2
+    other = within("poison", "deepconfuse", npz, tmp_path / "cut", *options, "--eps", "0.1", check=False)
+    assert other.exit_code == 2
     assert "another setting: options.eps" in other.stderr
-    miscue("poison", "deepconfuse", npz, tmp_path / "cut", *options)
+    within("poison", "deepconfuse", npz, tmp_path / "cut", *options)
     a, b = ((tmp_path / name / "set.npz").read_bytes() for name in ("whole", "cut"))
     assert a == b
 
@@ -187,7 +187,7 @@ def test_a_folder_of_new_images_is_poisoned_one_by_one(poisoned: Path, tmp_path:
         picture(tmp_path / "new" / "cats" / f"{i}.png", i)
         picture(tmp_path / "new" / "dogs" / f"{i}.jpg", 50 + i, size=20)
     kept = poisoned.with_name("out.craft") / "perturbation.safetensors"
-    done = miscue("poison", "apply", kept, tmp_path / "new", tmp_path / "out", "--part", "all", "--json")
+    done = within("poison", "apply", kept, tmp_path / "new", tmp_path / "out", "--part", "all", "--json")
     assert json.loads(done.stdout)["poisoned_images"] == {"all": 10}
     for old in (tmp_path / "new").rglob("*.*"):
         new = (tmp_path / "out" / old.relative_to(tmp_path / "new")).with_suffix(".png")
@@ -281,7 +281,7 @@ def test_pixels_searched_killed_resumed_and_met_by_all_kinds_of_victims(npz: Pat
     search += ["--first-candidates", "3"]
     search += ["--surrogate", "cnn-small", "--epochs", "2", "--batch-size", "16", "--processes", "1", "--threads", "1"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    row = json.loads(miscue("poison", "single-pixel", npz, whole, *search, "--json").stdout)
+    row = json.loads(within("poison", "single-pixel", npz, whole, *search, "--json").stdout)
     assert row["changed_pixels"] == 1
     command = [sys.executable, "-m", "miscue", "poison", "single-pixel", str(npz), str(cut), *search]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -292,10 +292,10 @@ def test_pixels_searched_killed_resumed_and_met_by_all_kinds_of_victims(npz: Pat
     process.kill()
     process.wait()
     assert not (tmp_path / "cut.craft" / "perturbation.safetensors").exists(), "killed too late to show anything"
-    miscue("poison", "single-pixel", npz, cut, *search)
+    within("poison", "single-pixel", npz, cut, *search)
     assert torch.equal(read(cut).train.images, read(whole).train.images)
     words = ["--victims", "cnn-small+adam,random-forest", "--repeats", "1", "--epochs", "1", "--jobs", "1", "--json"]
-    records = [json.loads(line) for line in miscue("evaluate", npz, whole, *words).stdout.splitlines()]
+    records = [json.loads(line) for line in within("evaluate", npz, whole, *words).stdout.splitlines()]
     looked = {r["row"]["victim"] for r in records if r["measure"] == "near_pixel"}
     scored = {r["row"]["victim"] for r in records if r["measure"] == "test_accuracy"}
     assert looked == {"cnn-small+adam"}

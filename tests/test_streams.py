@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from conftest import miscue, striped, within
+from conftest import striped, within
 from miscue import copies
 from miscue import data as nouns
 from miscue.balls import linf
@@ -242,8 +242,8 @@ def test_a_killed_command_goes_on(tmp_path: Path) -> None:
     assert 2 < len(before) < 31
     assert not (tmp_path / "out").exists()
     old = {path: path.stat().st_mtime_ns for path in (tmp_path / ".out.part" / "copy").rglob("*.png")}
-    miscue(*words, str(tmp_path / "out"))
-    miscue(*words, str(tmp_path / "whole"))
+    within(*words, str(tmp_path / "out"))
+    within(*words, str(tmp_path / "whole"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     kept = [(tmp_path / "out" / p.relative_to(tmp_path / ".out.part" / "copy")).stat().st_mtime_ns for p in old]
     assert sum(a == b for a, b in zip(kept, old.values(), strict=True)) >= len(old) - 64

@@ -185,8 +185,8 @@ class Search:
         self.strategies: list[CMAwM] = []
         for number, group in enumerate(self.groups):
             bounds, steps = space.bounds(len(group))
-            self.strategies.append(
-                CMAwM(
+            with np.errstate(divide="ignore"):  # of up to 3 candidates one alone counts, which gives 1 / 0 on the way
+                strategy = CMAwM(
                     mean=self.table[group].flatten().clip(1e-3, 1 - 1e-3),
                     sigma=sigma,
                     bounds=bounds,
@@ -194,7 +194,7 @@ class Search:
                     seed=attacker.dice.named("search", number).integer() % 2**32,
                     population_size=size,
                 )
-            )
+            self.strategies.append(strategy)
         self.asked: list[list[np.ndarray]] = []
 
     def ask(self) -> list[Pixels]:
