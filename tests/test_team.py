@@ -34,7 +34,6 @@ from miscue.run import lines
 from miscue.team import Team
 from miscue.train import Recipe
 
-pytestmark = pytest.mark.xdist_group("team")  # one process's fixtures for them all
 ATTACKER = Attacker(surrogate="cnn-small-bounded", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 OPTIONS: dict[str, Any] = {"trials": 1, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3}
 ONLINE = {"trials": 0, "online_trials": 2, "warm_up": 1, "pool": 2}
