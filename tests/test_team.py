@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -104,16 +105,8 @@ def member(rank: int, size: int, place: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("team")
-    torch.multiprocessing.spawn(member, (2, str(place)), nprocs=2)
-    return place
-
-
-@pytest.fixture(scope="module")
 def by_one() -> dict[str, dict[str, Tensor]]:
-    torch.set_num_threads(1)
+    """What one process makes, here."""
     in_double_precision(torch.float64, exactly)
     try:
         return crafted(Team()) | {"norm": normed(Team())}
@@ -121,23 +114,23 @@ def by_one() -> dict[str, dict[str, Tensor]]:
         in_double_precision(torch.float32, floats)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_make_what_one_makes(kind: str, by_one: dict[str, dict[str, Tensor]], by_two: Path) -> None:
-    """All that training holds is the same: generators, their optimiser, the surrogates, what was measured."""
-    one = by_one[kind]
-    for rank in (0, 1):
-        two, _ = load_tensors(by_two / f"{kind} {rank}", kind="state")
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    """All that training holds is the same: generators, their optimiser, the surrogates, what was measured.
+
+    BatchNorm of a team is that of the whole batch.
+    """
+    torch.multiprocessing.spawn(member, (2, str(tmp_path)), nprocs=2)
+    made = by_one()
+    for kind, rank in itertools.product(KINDS, (0, 1)):
+        one, (two, _) = made[kind], load_tensors(tmp_path / f"{kind} {rank}", kind="state")
         assert one.keys() == two.keys()
         worst = {key: float((one[key].double() - two[key].double()).abs().max()) for key in one}
-        assert max(worst.values()) < 1e-7, sorted(worst.items(), key=lambda pair: -pair[1])[:5]
-    assert min(float(one[f"adam/{number}.exp_avg"].abs().max()) for number in (0, 3, 6)) > 1e-8
-
-
-def test_batch_norm_of_a_team_is_that_of_the_whole_batch(by_one: dict[str, dict[str, Tensor]], by_two: Path) -> None:
+        assert max(worst.values()) < 1e-7, (kind, sorted(worst.items(), key=lambda pair: -pair[1])[:5])
+        assert min(float(one[f"adam/{number}.exp_avg"].abs().max()) for number in (0, 3, 6)) > 1e-8, kind
     for rank in (0, 1):
-        two, _ = load_tensors(by_two / f"norm {rank}", kind="state")
-        assert two.keys() == by_one["norm"].keys()
-        for key, whole in by_one["norm"].items():
+        two, _ = load_tensors(tmp_path / f"norm {rank}", kind="state")
+        assert two.keys() == made["norm"].keys()
+        for key, whole in made["norm"].items():
             own = whole[rank::2] if key.endswith((" y", " x", "again")) else whole
             assert torch.allclose(two[key], own, rtol=1e-9, atol=1e-12), key
 
