@@ -1,7 +1,7 @@
 """The tables of defences: attacks that know them, cleaners against poisons, images of no class.
 
 An attack on a defended network is made on that network (white-box), and where its gradients may be masked also through
-a copy whose gradients leak, and by queries alone.
+a copy whose gradients leak.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from miscue.victims import Victim, network
 
 DEFENCES = ("none", "occluded", "holes", "masked", "adversarial", "scenes", "bounded", "feature-norm")
 ON = ("occluded", "adversarial")  # that go on from the usual network
-ON_EPOCHS = {"digits": 4, "gtsrb": 30}  # under squares
+SQUARE_EPOCHS = {"digits": 4, "gtsrb": 30}  # under squares
 BALLS = {"digits": 0.1, "gtsrb": 4 / 255}  # radius of the noise
 BALL_EPOCHS = {"digits": 4, "gtsrb": 12}  # under noise
 
@@ -45,7 +45,7 @@ BALL_EPOCHS = {"digits": 4, "gtsrb": 12}  # under noise
 def victims(data: str) -> dict[str, Victim]:
     """Networks trained under a defence; those of ON go on from the usual network."""
     usual, side, small = VICTIMS[data], SIDES[data], data == "digits"
-    longer, under = (replace(usual.recipe, epochs=epochs[data]) for epochs in (ON_EPOCHS, BALL_EPOCHS))
+    longer, under = (replace(usual.recipe, epochs=epochs[data]) for epochs in (SQUARE_EPOCHS, BALL_EPOCHS))
     squares = Occluded(side=side, candidates=2, drawn=8, steps=3, alpha=0.3, whole=0.4)
     ball = Adversarial(eps=BALLS[data], steps=2 if small else 5)
     return {
@@ -187,7 +187,7 @@ def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
 
 
 def defences(scale: str) -> Iterator[Row]:
-    """Each defence against the square and the patch made on it."""
+    """Each defence against the square and the patch made on it; adversarial training also against its own noise."""
     square = {"side": SIDES[SIGNS[scale]], "tries": 4 if scale == "smoke" else 40}
     places = ((square["tries"], "where it does most"), (1, "at a place that is drawn"))
     laptop = scale == "laptop"  # where a network behind two masks takes hours

@@ -1,7 +1,7 @@
 """The slides' outcome table, with its controls: attacks on a network, on the same with bounds, and on others.
 
 An attack on a bounded network is made on that network (white-box), and where its gradients may be masked also through a
-copy whose gradients leak.
+copy whose gradients leak, and by queries alone.
 """
 
 from __future__ import annotations
