@@ -162,9 +162,9 @@ def test_what_is_no_number_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
-    todo = some(1, 2, 3, measure=deadly, seeds=1)
+    todo = some(1, 2, 3, 4, measure=deadly)
     list(run(todo, tmp_path, jobs=2))
-    assert {r["mean"] for r in summed(todo, tmp_path, COMMAND)} == {1, 2, 3}
+    assert {r["mean"] for r in summed(todo, tmp_path, COMMAND)} == {1, 2, 3, 4}
 
 
 def test_ray_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,13 +412,13 @@ def test_networks_are_found_again_by_another_process(tmp_path: Path) -> None:
         "from miscue.tables.defences import victims\n"
         "from miscue.tables.nets import arena\n"
         f"workshop = Workshop(__import__('pathlib').Path({str(tmp_path)!r}))\n"
-        "for name in ('none', 'adversarial'):\n"
+        "for name in ('none', 'holes', 'adversarial', 'scenes'):\n"
         "    arena('digits', 0, workshop, victim=victims('digits')[name])\n"
     )
     for _ in range(2):
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=alone)
-        assert len(list((tmp_path / "net").glob("*/made.json"))) == 2
+        assert len(list((tmp_path / "net").glob("*/made.json"))) == 4
 
 
 def test_the_list_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
