@@ -22,6 +22,7 @@ from miscue.poisons import POISONS, PRESETS, Attacker
 from miscue.readers import read
 from miscue.run import craft
 from miscue.tables.rows import Drawn, Workshop
+from miscue.train import Recipe
 from miscue.victims import Victim, victim
 
 
@@ -34,8 +35,8 @@ def known(name: str) -> Splits:
     return splits
 
 
-def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
-    """The perturbation of a row: "data", "poison", "preset", and "options", "surrogate" and "epochs" where given."""
+def made_by(row: dict[str, Any]) -> tuple[dict[str, Any], str, Recipe, dict[str, Any]]:
+    """A poison's options, surrogate and recipe, the preset's where a row has none, and what all of it comes to."""
     poison, preset = POISONS[row["poison"]], PRESETS[row["poison"]][row.get("preset") or "paper"]
     options, surrogate = preset.options | dict(row.get("options") or {}), row.get("surrogate") or preset.surrogate
     recipe = preset.recipe if row.get("epochs") is None else replace(preset.recipe, epochs=row["epochs"])
@@ -43,7 +44,13 @@ def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
     unusual = {name: value for name, value in options.items() if value != usual.get(name)}
     asked = {"data": row["data"], "poison": row["poison"], "options": unusual, "surrogate": surrogate}
     asked["recipe"] = recipe.unusual
-    train = known(row["data"]).train
+    return options, surrogate, recipe, asked
+
+
+def crafted(row: dict[str, Any], workshop: Workshop) -> Perturbation:
+    """The perturbation of a row: "data", "poison", "preset", and "options", "surrogate" and "epochs" where given."""
+    options, surrogate, recipe, asked = made_by(row)
+    poison, train = POISONS[row["poison"]], known(row["data"]).train
     if isinstance(options.get("label_map"), str):
         options["label_map"] = label_map(options["label_map"], len(train.classes))
     attacker = Attacker(surrogate=surrogate, recipe=recipe, dice=Dice(0), device=device())
@@ -60,10 +67,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-SHAPING = ("data", "poison", "preset", "options", "surrogate", "epochs", "share", "victim", "victim_epochs")
-"""What a victim of a row depends on; all else that a row says is only how it is read."""
-
-
 def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """All measures of a fresh victim, its learning curve and what it takes test images for.
 
@@ -75,7 +78,8 @@ def evaluated(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """
     victim(row["victim"])  # an error before the craft, not after it
     share = float(row.get("share", 1.0))
-    asked = {name: row[name] for name in SHAPING if row.get(name) is not None} | {"share": share, "seed": seed}
+    asked = {name: row.get(name) for name in ("data", "victim", "victim_epochs")} | {"share": share, "seed": seed}
+    asked["poison"] = made_by(row)[-1] if row.get("poison") else None
 
     def make(place: Path) -> None:
         splits = known(row["data"])
