@@ -289,6 +289,8 @@ def test_rows_are_chosen_by_words() -> None:
     chosen = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,single-pixel")
     assert [cell.spec.row["victim"] for cell in chosen] == ["linear-svm"]
     assert dict(chosen[0].row.published) == {"test_error": 90.3}
+    named = cells(["deepconfuse-eps"], scale="laptop", only="mnist,eps=0.2", seeds=1)
+    assert [cell.row.settings["options"] for cell in named] == [{"eps": 0.2}]
     others = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,-single-pixel,-None")
     assert {cell.spec.row["victim"] for cell in others} == {"linear-svm"}
     assert {cell.spec.row["poison"] for cell in others} == {"random-pixel", "border-pixel", "one-pixel-shortcut"}

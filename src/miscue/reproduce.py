@@ -12,7 +12,7 @@ import math
 import socket
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
         tables: names; all of TABLES if none.
         scale: "smoke", "laptop" or "paper".
         seeds: for each row; as many as the seed's table has if None, one at the scale "smoke".
-        only: keep rows in whose settings all of these words, with commas between, occur, and none of those after a -.
+        only: keep rows whose settings have all of these words, with commas between, and none of those after a -. A
+            word is a value, as in mnist, or a name and its value, as in eps=0.2.
 
     Raises:
         InputError: an unknown table or scale, or nothing left.
@@ -51,8 +52,8 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     found = []
     for name in tables or TABLES:
         for row in lookup(TABLES, name, "table").rows(scale):
-            values = {str(value) for value in row.settings.values()}
-            if not all((word.removeprefix("-") in values) != word.startswith("-") for word in words):
+            there = set(worded(row.settings))
+            if not all((word.removeprefix("-") in there) != word.startswith("-") for word in words):
                 continue
             count = seeds or (1 if scale == "smoke" else row.seeds)
             found += [
@@ -61,6 +62,12 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     if not found:
         raise InputError(f"no row has all of {', '.join(words)}")
     return found
+
+
+def worded(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The words that settings are chosen by: each value, and name=value, also those of the options within."""
+    for name, value in settings.items():
+        yield from worded(value) if isinstance(value, dict) else (str(value), f"{name}={value}")
 
 
 def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:

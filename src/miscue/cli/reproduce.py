@@ -32,7 +32,7 @@ def reproduce(
     only: Annotated[
         str,
         typer.Option(
-            help="Rows in whose settings all of these words occur, e.g. mnist,linear-svm; -word: does not occur."
+            help="Rows whose settings have all of these words, e.g. mnist,linear-svm or eps=0.2; -word: have it not."
         ),
     ] = "",
     jobs: Annotated[
