@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cmaes import CMAwM
 
 LOOKED_AT = 32  # images that the visibility of a place is measured on
+AT_ONCE = 6  # places whose images a network is given together
 LITTER = 3  # children with the same unmarked class, or more where there are few classes
 
 
@@ -104,10 +105,12 @@ def visibility(victim: Victim, data: Data, attacker: Attacker, *, networks: int 
     for number in range(networks):
         model = victim.untrained(data, dice.named("network", number), device=attacker.device)
         clean = hidden(model, images)
-        for place in drawn.tolist():
-            white = images.clone()
-            white[:, :, place // width, place % width] = 1
-            moved[place] += (hidden(model, white) - clean).mean(0).norm().cpu() / networks
+        for places in drawn.split(AT_ONCE):
+            white = images.repeat(len(places), 1, 1, 1, 1)
+            for copy, place in zip(white, places.tolist(), strict=True):
+                copy[:, :, place // width, place % width] = 1
+            shift = hidden(model, white.flatten(0, 1)).unflatten(0, white.shape[:2]) - clean
+            moved[places] += shift.mean(1).norm(dim=1).cpu() / networks
     return moved.reshape(height, width)
 
 
