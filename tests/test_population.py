@@ -139,6 +139,21 @@ def fail(shared: Path, item: int) -> int:
     raise ValueError(f"job {item}")
 
 
+def said(shared: Path, name: str) -> tuple[str, str]:
+    return os.environ[name], os.getcwd()
+
+
+def test_workers_have_the_environment_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copies of a process that has started before, in what was the environment then."""
+    for number in ("1", "2"):
+        place = tmp_path / number
+        place.mkdir()
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("MISCUE_NUMBER", number)
+        with Workers(tmp_path, 2) as workers:
+            assert dict(workers.map(said, ["MISCUE_NUMBER"])) == {0: (number, str(place))}
+
+
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     with Workers(tmp_path, 2) as workers:
         assert dict(workers.map(die_once, range(5))) == {i: 10 * i for i in range(5)}

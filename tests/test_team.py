@@ -34,6 +34,7 @@ from miscue.readers import read
 from miscue.run import lines
 from miscue.team import Team
 from miscue.train import Recipe
+from miscue.workers import starting
 
 ATTACKER = Attacker(surrogate="cnn-small-bounded", recipe=Recipe(lr=0.05, batch_size=24), dice=Dice(3))
 OPTIONS: dict[str, Any] = {"trials": 1, "steps": 5, "alpha": 0.3, "generator_lr": 1e-3}
@@ -119,8 +120,13 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
 
     BatchNorm of a team is that of the whole batch.
     """
-    torch.multiprocessing.spawn(member, (2, str(tmp_path)), nprocs=2)
+    members = [starting().Process(target=member, args=(rank, 2, str(tmp_path))) for rank in range(2)]
+    for process in members:
+        process.start()
     made = by_one()
+    for process in members:
+        process.join()
+        assert process.exitcode == 0
     for kind, rank in itertools.product(KINDS, (0, 1)):
         one, (two, _) = made[kind], load_tensors(tmp_path / f"{kind} {rank}", kind="state")
         assert one.keys() == two.keys()
@@ -173,13 +179,17 @@ def test_errors_of_a_team_are_one_line(npz: Path, tmp_path: Path) -> None:
 
 
 def members_of(parent: int) -> list[int]:
-    """The processes that a command has started for its work."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")]
+    """The processes that a command has started for its work: copies of one that has only imported."""
+    servers = [pid for pid in children(parent) if "forkserver" in Path(f"/proc/{pid}/cmdline").read_text("utf-8")]
+    return [pid for server in servers for pid in children(server)]
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text("utf-8").split()]
 
 
 def test_a_killed_process_is_named_before_those_that_fell_with_it() -> None:
-    context = torch.multiprocessing.get_context("spawn")
+    context = starting()
     members = [context.Process(target=target, args=args) for target, args in ((os.abort, ()), (time.sleep, (100,)))]
     for member in members:
         member.start()
@@ -188,7 +198,7 @@ def test_a_killed_process_is_named_before_those_that_fell_with_it() -> None:
     assert "process 1 of 1 was killed (SIGABRT)" in str(lost(members[:1], None))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where to look for a process's children")
+@pytest.mark.skipif(sys.platform != "linux", reason="where to look for a process's children")
 def test_a_killed_process_is_said_and_the_run_goes_on(npz: Path, tmp_path: Path) -> None:
     """Three times: a process of the team is killed; the command itself is; one process goes on alone."""
     words = [*CRAFT, "--trials", "4000"]

@@ -9,12 +9,12 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -27,7 +27,7 @@ from miscue.memory import keep_freed_memory
 from miscue.poisons.crafting import Attacker, Progress
 from miscue.room import Room, mapping
 from miscue.team import Team
-from miscue.workers import follow_parent
+from miscue.workers import settle, starting
 
 P = ParamSpec("P")
 PATIENCE = 5.0  # seconds in which those whom a lost process takes with it end, too
@@ -65,7 +65,7 @@ def among(
     """
     if not dist.is_available():
         raise InputError("this build of torch has no torch.distributed; --processes 1 needs none")
-    context = torch.multiprocessing.get_context("spawn")
+    context = starting()
     with tempfile.TemporaryDirectory() as place:
         if mapping(data.images) is None:  # so that there is one copy of them, however many the processes
             images = data.images.cpu()
@@ -77,7 +77,8 @@ def among(
             for rank in range(processes):
                 here, there = context.Pipe()
                 threads = max(1, torch.get_num_threads() // processes)
-                member = context.Process(target=work, args=(Team(rank, processes), place, there, threads), daemon=True)
+                given = (dict(os.environ), Team(rank, processes), place, there, threads)
+                member = context.Process(target=work, args=given, daemon=True)
                 member.start()
                 there.close()
                 here.send_bytes(words)
@@ -92,7 +93,7 @@ def among(
                 line.close()
 
 
-def heard(lines: list[connection.Connection], members: list[SpawnProcess]) -> Iterator[Progress]:
+def heard(lines: list[connection.Connection], members: Sequence[BaseProcess]) -> Iterator[Progress]:
     """What the first of the processes yields, until it is done."""
     while True:
         ready = connection.wait(lines)
@@ -113,7 +114,7 @@ def heard(lines: list[connection.Connection], members: list[SpawnProcess]) -> It
                 raise lost(members, said)
 
 
-def lost(members: list[SpawnProcess], said: Exception | None) -> Exception:
+def lost(members: Sequence[BaseProcess], said: Exception | None) -> Exception:
     """Why the walk ended early: a process was killed, or what one of them said.
 
     One that SIGKILL ended comes first: the others may have ended by a signal of their own because it was gone.
@@ -131,9 +132,9 @@ def lost(members: list[SpawnProcess], said: Exception | None) -> Exception:
     return said or InputError(f"one of {len(members)} processes ended early; the same command goes on")
 
 
-def work(team: Team, place: str, line: connection.Connection, threads: int) -> None:
+def work(environment: dict[str, str], team: Team, place: str, line: connection.Connection, threads: int) -> None:
     """A process of the team: meet the others, walk through the steps, and say what comes of it (the first alone)."""
-    follow_parent()
+    settle(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is for what the command says
     torch.set_num_threads(threads)
