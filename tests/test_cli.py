@@ -211,6 +211,7 @@ BAD = [
     (["evaluate", "digits", "digits", "--conditions", "poison"], "did you mean poisoned"),
     (["report", "nowhere"], "not the folder of a run"),
     (["train", "digits", "OUT", "--optimizer", "sdg"], "did you mean sgd"),
+    (["train", "nowhere", "OUT", "--victim", "cn"], "did you mean cnn"),  # before the data are read
     (["data", "download", "digits"], "nothing to download"),
 ]
 

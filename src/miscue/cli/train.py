@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from miscue.cli import console
-from miscue.cli.meeting import changeable
+from miscue.cli.meeting import refuse_stranger
 from miscue.cli.options import (
     DATA,
     DEBUG,
@@ -37,7 +37,7 @@ from miscue.losses import Loss, plain
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import snapshot
 from miscue.models.networks import NETWORKS, placed
-from miscue.models.store import Plan, save_model
+from miscue.models.store import Plan, load_model, save_model
 from miscue.optimizers import OPTIMIZERS
 from miscue.readers import read
 from miscue.run import Tick, provenance
@@ -95,9 +95,13 @@ def learned(
     """Train a network and save it with its classes, recipe and scores; options: the loss's name and its own options."""
     refuse_file(out, overwrite=overwrite)
     where = device(device_, threads)
-    splits = read(data, resize=resize)
-    chosen, plan, model = begun(victim, start, splits.train, data)
+    chosen, plan, model = begun(victim, start)
     chosen = replace(chosen, recipe=replace(chosen.recipe, **recipe), loss=loss)
+    splits = read(data, resize=resize)
+    if plan is None:
+        plan = chosen.plan(splits.train)
+    else:
+        refuse_stranger(plan.options.get("classes"), tuple(plan.shape), splits.train, str(start), data)
     name, manner = victim or plan.name, ""
     facts: dict[str, Any] = {"classes": list(splits.train.classes), "recipe": asdict(chosen.recipe)}
     facts |= {"data": data, "seed": seed} | ({"start": str(start)} if start else {})
@@ -120,18 +124,17 @@ def learned(
         console.emit({"out": str(out), "victim": name, **facts["scores"]})
 
 
-def begun(victim: str | None, start: Path | None, data: Data, name: str) -> tuple[Victim, Plan, nn.Module | None]:
-    """Who is to be trained on `data`, the plan of the network, and the network if it has weights already.
+def begun(victim: str | None, start: Path | None) -> tuple[Victim, Plan | None, nn.Module | None]:
+    """Who is to be trained, and the network and its plan where it has weights already.
 
     Raises:
-        InputError: both are given, or the model to start from is for other images or classes.
+        InputError: both are given, or there is no such victim or model.
     """
     if start is None:
-        chosen = network(victim or "cnn")
-        return chosen, chosen.plan(data), None
+        return network(victim or "cnn"), None, None
     if victim:
         raise InputError("--start says which network it is, so leave --victim out")
-    model, facts = changeable(start, data, name)
+    model, facts = load_model(start)
     plan = Plan(**facts["plan"])
     return network(plan.name), plan, model
 
