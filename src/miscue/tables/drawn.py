@@ -33,7 +33,7 @@ DOTS = "A dot is the mean, a fine line one seed."
 RINGS = "Rings are the published figures."
 BODIES = ("cnn-padded", "cnn-small-padded")
 OPTIMIZERS = ("sgd", "momentum", "adam", "rmsprop", "adabound")
-POISON = {"poison": "clean images", "deepconfuse": "poisoned images", "random": "random wrong labels"}
+POISON = {"poison": "clean images", "deepconfuse": "poisoned images", "random": "random labels"}
 
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "deepconfuse": (
@@ -64,7 +64,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             over="share",
             across="share, of 1",
             apart=("labels",),
-            words={"labels": "poisoned images", "random": "random wrong labels"},
+            words={"labels": "poisoned images", "random": "random labels"},
         ),
     ),
     "deepconfuse-label-map": (

@@ -127,13 +127,16 @@ def by_rule(found: Drawn, rule: str | Sequence[int]) -> Drawn:
     return found | {"hit_rate": 100 * hits / sum(map(sum, counts)), "confusion": confusion}
 
 
-def flipped(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
-    """The control of partial poisoning: instead of poison a share of random wrong labels."""
+def relabelled(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
+    """The control of partial poisoning: instead of poison a share of labels drawn from all classes, the right one too.
+
+    Labels that are always wrong would say nothing of the class at a share of 1 - 1 / classes already.
+    """
     splits = known(row["data"])
     assert splits.test is not None
-    train, dice = splits.train, Dice(seed).named("flipped")
-    wrong = torch.rand(len(train), generator=dice.named("which").generator()) < row["share"]
-    by = torch.randint(1, len(train.classes), train.labels.shape, generator=dice.named("by").generator())
-    data: Data = replace(train, labels=torch.where(wrong, (train.labels + by) % len(train.classes), train.labels))
+    train, dice = splits.train, Dice(seed).named("relabelled")
+    chosen = torch.rand(len(train), generator=dice.named("which").generator()) < row["share"]
+    drawn = torch.randint(len(train.classes), train.labels.shape, generator=dice.named("labels").generator())
+    data: Data = replace(train, labels=torch.where(chosen, drawn, train.labels))
     clean, _ = arenas(data, data, splits.test, None)
     return contested(row, clean, seed)
