@@ -105,7 +105,7 @@ def test_evaluate_on_one_condition_alone_and_then_on_both(npz: Path, poisoned: P
     words = ["evaluate", npz, poisoned, "--victims", "cnn-small", "--repeats", "1", "--epochs", "1"]
     words += ["--out", tmp_path / "run", "--threads", "1", "--json"]
     for conditions in ("poisoned", "clean,poisoned"):
-        rows = [json.loads(line) for line in miscue(*words, "--conditions", conditions).stdout.splitlines()]
+        rows = [json.loads(line) for line in within(*words, "--conditions", conditions).stdout.splitlines()]
         assert {row["row"]["condition"] for row in rows} == set(conditions.split(","))
         assert "<html" in (tmp_path / "run" / "report.html").read_text()
 
