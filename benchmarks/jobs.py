@@ -11,7 +11,6 @@ nothing to the next. With --ray also on clusters of Ray that have one processor,
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from miscue.reproduce import Cell, run
 from miscue.spec import Spec
 from miscue.tables.poisoned import evaluated
 from miscue.tables.rows import Row, Workshop
+from miscue.workers import starting
 
 SETTINGS = {"data": "mnist", "poison": None, "victim": "cnn-small", "victim_epochs": 1}
 
@@ -46,9 +47,15 @@ def cells(count: int, row: Row) -> list[Cell]:
     return [Cell(spec=Spec(table="jobs", row=row.settings, scale="laptop", seed=s), row=row) for s in range(count)]
 
 
+def anew() -> None:
+    """Forget what was imported for workers before: a command imports once, the rounds here must, too."""
+    forkserver._forkserver._stop()
+
+
 def measured(todo: list[Cell], *, threads: int = 1, **where: Any) -> None:
     """All cells in a fresh folder."""
     torch.set_num_threads(threads)
+    anew()
     with tempfile.TemporaryDirectory() as folder:
         lines = [tick.fact for tick in run(todo, Path(folder), **where) if tick.fact]
     assert len(lines) == len(todo)
@@ -57,8 +64,8 @@ def measured(todo: list[Cell], *, threads: int = 1, **where: Any) -> None:
 
 def bare(count: int, processes: int) -> None:
     """So many cells, shared by processes of one thread each that know nothing of a runner."""
-    spawn = multiprocessing.get_context("spawn")
-    team = [spawn.Process(target=alone, args=(range(first, count, processes),)) for first in range(processes)]
+    anew()
+    team = [starting().Process(target=alone, args=(range(first, count, processes),)) for first in range(processes)]
     for process in team:
         process.start()
     for process in team:
@@ -114,7 +121,7 @@ def main() -> None:
         note(name, base, taken, asked.cells)
     cost(empty, "2 jobs, 1 thread each", jobs=2)
     for processors in (1, 2) if asked.ray else ():
-        name = f"Ray, {processors} workers"
+        name = "Ray, 1 worker" if processors == 1 else f"Ray, {processors} workers"
         with cluster(processors) as address:
             there = {name: lambda at=address: measured(todo, cluster=at)}
             note(name, base, interleaved(there, rounds=asked.rounds, warm=0)[name], asked.cells)
