@@ -195,6 +195,36 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     assert not any(map(running, workers))
 
 
+SLEEPER = """
+from miscue.workers import Workers
+from tests_workers import sleep
+if __name__ == "__main__":
+    with Workers(".", 2) as workers:
+        list(workers.map(sleep, range(3)))
+"""
+
+
+def test_an_interrupt_waits_for_no_worker(tmp_path: Path) -> None:
+    """One that only the parent hears of, while both workers are at jobs of minutes and one waits."""
+    (tmp_path / "tests_workers.py").write_text(
+        "import os, time\nfrom pathlib import Path\n"
+        "def sleep(shared, item):\n    Path(f'{os.getpid()}.pid').touch()\n    time.sleep(300)\n"
+    )
+    (tmp_path / "parent.py").write_text(SLEEPER)
+    # whoever starts the tests in the background has interrupts ignored, and children inherit that
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path, stderr=subprocess.PIPE, **listening)
+    deadline = time.monotonic() + 60
+    while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2
+    parent.send_signal(signal.SIGINT)
+    _, words = parent.communicate(timeout=60)
+    assert words.decode().rstrip().endswith("KeyboardInterrupt")
+    assert not any(running(int(pid.stem)) for pid in pids)
+    assert len(list(tmp_path.glob("*.pid"))) == 2, "nothing was begun again"
+
+
 def running(pid: int) -> bool:
     """Whether there is such a process, and not just its remains that nobody has collected yet."""
     try:

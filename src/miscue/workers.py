@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 from queue import SimpleQueue
 from types import TracebackType
@@ -42,6 +44,12 @@ def starting() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", *(name for name in sys.modules if name.startswith("miscue."))])
+    resource_tracker.ensure_running()  # else `forkserver` would, which lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # an interrupted import would say so at length
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -56,6 +64,8 @@ class Workers:
     def __init__(self, shared: Any, processes: int):
         self.shared = shared
         self.idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        self.alive: list[ProcessPoolExecutor] = []
+        self.over = False
         self.processes = processes if processes > 1 else 0
         for _ in range(self.processes):
             self.idle.put(self._worker())
@@ -64,8 +74,16 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self.end()
         while not self.idle.empty():
             self.idle.get().shutdown(cancel_futures=True)
+
+    def end(self) -> None:
+        """Kill the workers whatever they are at, as an interrupt does, which must not wait for them."""
+        self.over = True
+        for worker in list(self.alive):
+            _kill(worker)
 
     def map(self, job: Callable[[Any, T], R], items: Sequence[T]) -> Iterator[tuple[int, R | LostWorkerError]]:
         """(position, job(shared, item)) of all items, in the order in which they are done.
@@ -81,6 +99,9 @@ class Workers:
             try:
                 for done in as_completed(errand):
                     yield errand[done], done.result()
+            except KeyboardInterrupt:
+                self.end()
+                raise
             finally:
                 for one in errand:
                     one.cancel()
@@ -90,18 +111,31 @@ class Workers:
         try:
             for _ in range(2):
                 try:
-                    return worker.submit(_job, job, item).result()
+                    found = worker.submit(_job, job, item)
+                    if self.over:  # its process may have started after all were killed
+                        _kill(worker)
+                    return found.result()
                 except BrokenProcessPool as error:
                     lost = LostWorkerError(f"a worker process died twice over the same job: {error}")
                     worker.shutdown()
+                    self.alive.remove(worker)
                     worker = self._worker()
+                    if self.over:
+                        break
             return lost
         finally:
             self.idle.put(worker)
 
     def _worker(self) -> ProcessPoolExecutor:
         given = (dict(os.environ), self.shared)
-        return ProcessPoolExecutor(1, mp_context=starting(), initializer=_begin, initargs=given)
+        worker = ProcessPoolExecutor(1, mp_context=starting(), initializer=_begin, initargs=given)
+        self.alive.append(worker)
+        return worker
+
+
+def _kill(worker: ProcessPoolExecutor) -> None:
+    for process in list((worker._processes or {}).values()):
+        process.kill()
 
 
 def _begin(environment: dict[str, str], shared: Any) -> None:
@@ -117,6 +151,8 @@ def settle(environment: dict[str, str]) -> None:
 
     Killed, it cannot say so, and a worker would wait for ever.
     """
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which came blocked from `starting`
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_follow, daemon=True).start()

@@ -62,7 +62,7 @@ def options(
 
 
 def main() -> None:
-    """The entry point of the `miscue` command."""
+    """Set this process up and run the command."""
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     keep_freed_memory()
     app()

@@ -134,8 +134,8 @@ def lost(members: Sequence[BaseProcess], said: Exception | None) -> Exception:
 
 def work(environment: dict[str, str], team: Team, place: str, line: connection.Connection, threads: int) -> None:
     """A process of the team: meet the others, walk through the steps, and say what comes of it (the first alone)."""
-    settle(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    settle(environment)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is for what the command says
     torch.set_num_threads(threads)
     keep_freed_memory()
