@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ MEASURES = (
     "noise_accuracy_train",
     "noise_accuracy_test",
     "test_accuracy_batch_statistics",
+    "noise_accuracy_test_batch_statistics",
     "near_pixel",
 )
 LOOKED_AT = 2000  # test images, evenly spread, that the explanations are of
@@ -177,6 +178,9 @@ def measure(model: nn.Module, arena: Arena, predicted: Tensor, *, label_map: Seq
         "test_accuracy_batch_statistics": (
             percent(batch_statistics_predictions(model, arena.test.images) == labels) if batch_norm else None
         ),
+        "noise_accuracy_test_batch_statistics": (
+            noise_accuracy(model, arena.noise_test, labels, batch_statistics_predictions) if batch_norm else None
+        ),
         "confusion": confusion(predicted, labels, len(arena.test.classes)),
     } | attention(model, arena)
 
@@ -194,12 +198,19 @@ def attention(model: nn.Module, arena: Arena) -> dict[str, Any]:
     return {"near_pixel": near if math.isfinite(near) else None, "maps": tones.tolist()}
 
 
-def noise_accuracy(model: nn.Module, noise: Noise | None, labels: Tensor, *, chunk: int = 200) -> float | None:
-    """Share of images whose label the model reads from the noise alone, 0 to 100."""
+def noise_accuracy(
+    model: nn.Module,
+    noise: Noise | None,
+    labels: Tensor,
+    look: Callable[[nn.Module, Tensor], Tensor] = predictions,
+    *,
+    chunk: int = 500,
+) -> float | None:
+    """Share of images whose label the model reads from the noise alone, 0 to 100; `look` gives its predictions."""
     if noise is None:
         return None
-    parts = (noise[start : start + chunk] for start in range(0, len(noise), chunk))
-    return percent(torch.cat([predictions(model, part) for part in parts]) == labels)
+    parts = torch.arange(len(noise)).tensor_split(-(-len(noise) // chunk))
+    return percent(torch.cat([look(model, noise[int(part[0]) : int(part[-1]) + 1]) for part in parts]) == labels)
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

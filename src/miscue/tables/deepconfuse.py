@@ -75,25 +75,32 @@ def changed(base: dict[str, Any], **options: Any) -> dict[str, Any]:
     return base | {"poison": "deepconfuse", "options": base["options"] | options}
 
 
+def either(measure: str, figure: float) -> dict[str, float]:
+    """A published figure, beside ours in eval mode and with the test batch's own statistics, as the authors score."""
+    return {measure: figure, f"{measure}_batch_statistics": figure}
+
+
 def accuracies(scale: str) -> Iterator[Row]:
     """Table 1 and the table of noise alone."""
-    names = ("test_accuracy", "noise_accuracy_train", "noise_accuracy_test")
     short = SHORT if scale == "laptop" else ()
     for base, seeds in [*((base, 5) for base in bases(scale)), *((base, 3) for base in short)]:
-        before, *after = TABLE_1[base["data"]]
+        before, after, noise_train, noise_test = TABLE_1[base["data"]]
         note = "; ".join(NOTES[name] for name in (base["data"], base["victim"]) if name in NOTES)
+        noise = {"noise_accuracy_train": noise_train} | either("noise_accuracy_test", noise_test)
         for settings, published in (
-            (untouched(base), {"test_accuracy": before}),
-            (changed(base), dict(zip(names, after, strict=True))),
+            (untouched(base), either("test_accuracy", before)),
+            (changed(base), either("test_accuracy", after) | noise),
         ):
             yield Row(settings=settings, measure=evaluated, published=published, seeds=seeds, note=note)
 
 
 def budgets(scale: str) -> Iterator[Row]:
     """The sweep over eps, from none on."""
-    yield Row(settings=clean(scale) | {"eps": 0.0}, measure=evaluated, published={"test_accuracy": 99.3}, note=READ_OFF)
+    yield Row(
+        settings=clean(scale) | {"eps": 0.0}, measure=evaluated, published=either("test_accuracy", 99.3), note=READ_OFF
+    )
     for eps in (0.1, 0.3) if scale == "smoke" else (0.05, 0.1, 0.15, 0.2, 0.25, 0.3):
-        published = {"test_accuracy": BUDGETS[eps]} if eps in BUDGETS else {}
+        published = either("test_accuracy", BUDGETS[eps]) if eps in BUDGETS else {}
         note = READ_OFF if published else ""
         yield Row(settings=poisoned(scale, eps=eps), measure=evaluated, published=published, note=note)
 
@@ -105,7 +112,7 @@ def shares(scale: str) -> Iterator[Row]:
             (poisoned(scale) | {"share": share}, evaluated, SHARES),
             (clean(scale) | {"share": share, "labels": "random"}, relabelled, RELABELLED),
         ):
-            published = {"test_accuracy": known[share]} if share in known else {}
+            published = either("test_accuracy", known[share]) if share in known else {}
             note = READ_OFF if published else ""
             if published and measure is relabelled:
                 note += "; labels drawn from all classes: were all of them wrong, 90 % would leave nothing to learn"
@@ -115,9 +122,9 @@ def shares(scale: str) -> Iterator[Row]:
 def rules(scale: str) -> Iterator[Row]:
     """The label map y + 1, beside clean training data and poison without a map."""
     rule = {"rule": "y+1"}
-    published = {"hit_rate": 0.0, "test_accuracy": 99.32}
+    published = {"hit_rate": 0.0} | either("test_accuracy", 99.32)
     yield Row(settings=clean(scale) | rule, measure=evaluated, published=published)
-    yield Row(settings=poisoned(scale) | rule, measure=evaluated, published={"test_accuracy": 0.25})
+    yield Row(settings=poisoned(scale) | rule, measure=evaluated, published=either("test_accuracy", 0.25))
     preset = {} if scale == "smoke" else {"preset": "label-map"}
     settings = poisoned(scale, label_map="y+1") | preset
-    yield Row(settings=settings, measure=evaluated, published={"hit_rate": 79.7, "test_accuracy": 1.48})
+    yield Row(settings=settings, measure=evaluated, published={"hit_rate": 79.7} | either("test_accuracy", 1.48))

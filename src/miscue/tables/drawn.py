@@ -31,6 +31,7 @@ class Figure:
 BAND = "Lines are means over the seeds, bands reach from the lowest to the highest."
 DOTS = "A dot is the mean, a fine line one seed."
 RINGS = "Rings are the published figures."
+OTHERWISE = "They were scored with the test batch's own statistics, the lines are of eval mode."
 BODIES = ("cnn-padded", "cnn-small-padded")
 OPTIMIZERS = ("sgd", "momentum", "adam", "rmsprop", "adabound")
 POISON = {"poison": "clean images", "deepconfuse": "poisoned images", "random": "random labels"}
@@ -50,7 +51,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(
             kind="lines",
             title="Test accuracy by the strength of the noise",
-            said=f"{BAND} {RINGS}",
+            said=f"{BAND} {RINGS} {OTHERWISE}",
             over="eps",
             across="ε, of 1",
             apart=("data",),
@@ -60,7 +61,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(
             kind="lines",
             title="Test accuracy by the share of the training images that are changed",
-            said=f"{BAND} {RINGS}",
+            said=f"{BAND} {RINGS} {OTHERWISE}",
             over="share",
             across="share, of 1",
             apart=("labels",),
