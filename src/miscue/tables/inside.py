@@ -99,7 +99,7 @@ def history(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """Activations after each epoch: of clean test images, of some with the worst square found, of another set."""
     splits = known(row["data"])
     assert splits.test is not None
-    dice, train = Dice(seed).named("history"), splits.train.to(device())
+    dice, train = Dice(seed).named("history"), splits.train.spread(row["trained_on"]).to(device())
     learner = Victim(network=row["network"], recipe=replace(USUAL[row["data"]].recipe, epochs=row["epochs"]))
     model = learner.untrained(train, dice, device=device())
     some = splits.test.spread(row["images"])
@@ -144,6 +144,7 @@ def activations(scale: str) -> Iterator[Row]:
         settings={
             "data": data,
             "network": "cnn-small" if small else "alexnet",
+            "trained_on": {"smoke": 1000, "laptop": 10_000, "paper": 50_000}[scale],
             "epochs": 3 if small else 10,
             "shown": "digits" if small else "gtsrb",
             "images": 60 if small else 500,
