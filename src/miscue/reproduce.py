@@ -52,7 +52,7 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     found = []
     for name in tables or TABLES:
         for row in lookup(TABLES, name, "table").rows(scale):
-            there = set(worded(row.settings))
+            there = {word for name, value in flat(row.settings) for word in (str(value), f"{name}={value}")}
             if not all((word.removeprefix("-") in there) != word.startswith("-") for word in words):
                 continue
             count = seeds or (1 if scale == "smoke" else row.seeds)
@@ -64,10 +64,13 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     return found
 
 
-def worded(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The words that settings are chosen by: each value, and name=value, also those of the options within."""
+def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings of a row by name, also those of the options within."""
     for name, value in settings.items():
-        yield from worded(value) if isinstance(value, dict) else (str(value), f"{name}={value}")
+        if isinstance(value, Mapping):
+            yield from flat(value)
+        else:
+            yield name, value
 
 
 def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from miscue.cli.options import DEBUG, JSON, command_line
 from miscue.errors import lookup
 from miscue.files import write_json
 from miscue.report import tables_page
-from miscue.reproduce import cells, joined, run, summed
+from miscue.reproduce import cells, flat, joined, run, summed
 from miscue.run import lines, provenance, rewrite, torn
 from miscue.tables import SCALES, TABLES
 from miscue.tables.poisoned import device
@@ -92,7 +92,7 @@ def reproduce(
 def words(line: dict[str, Any]) -> str:
     """A cell in words."""
     spec = line["spec"]
-    row = ", ".join(f"{key} {value}" for key, value in spec["row"].items() if value is not None and key != "options")
+    row = ", ".join(f"{key} {value}" for key, value in flat(spec["row"]) if value is not None)
     if "error" in line:
         return f"{spec['table']}: {row}, seed {spec['seed']} failed: {line['error']}"
     first, value = next(iter(line["measures"].items()))
@@ -101,7 +101,7 @@ def words(line: dict[str, Any]) -> str:
 
 def compared(record: dict[str, Any]) -> str:
     """A measure beside the published figure."""
-    row = ", ".join(str(value) for key, value in record["row"].items() if value is not None and key != "options")
+    row = ", ".join(str(value) for _, value in flat(record["row"]) if value is not None)
     spread = f" ± {record['std']:.2f}" if record["std"] is not None else ""
     found = f"{record['measure']} {record['mean']:.2f}{spread}"
     return f"{record['table']}: {row}: {found}, published {record['published']:.2f}"
