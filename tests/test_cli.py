@@ -90,6 +90,8 @@ def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Pat
     measures = {(r["row"]["victim"], r["row"]["condition"], r["measure"]) for r in rows}
     assert ("cnn-plain", "poisoned", "noise_accuracy_test") in measures
     assert ("cnn-small", "clean", "test_accuracy_batch_statistics") in measures
+    by_batch = {(v, c) for v, c, measure in measures if measure == "noise_accuracy_test_batch_statistics"}
+    assert by_batch == {("cnn-small", "poisoned")}
     assert {r["n"] for r in rows} == {2}
     assert {r["row"]["precision"] for r in rows} == {settled("auto", "cpu")} <= {"float32", "bfloat16"}
     page = (tmp_path / "run" / "report.html").read_text()

@@ -19,6 +19,7 @@ from miscue.explainers import gradcam
 from miscue.marks import Pixels
 from miscue.measures.accuracy import (
     accuracy,
+    batch_portion,
     batch_statistics_predictions,
     confusion,
     hit_rate,
@@ -209,7 +210,7 @@ def noise_accuracy(
     """Share of images whose label the model reads from the noise alone, 0 to 100; `look` gives its predictions."""
     if noise is None:
         return None
-    parts = torch.arange(len(noise)).tensor_split(-(-len(noise) // chunk))
+    parts = torch.arange(len(noise)).tensor_split(-(-len(noise) // batch_portion(noise.clean.images, chunk)))
     return percent(torch.cat([look(model, noise[int(part[0]) : int(part[-1]) + 1]) for part in parts]) == labels)
 
 

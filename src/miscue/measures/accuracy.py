@@ -23,6 +23,11 @@ def portion(images: Tensor, chunk: int) -> int:
     return max(1, min(chunk, VALUES // max(1, images[:1].numel())))
 
 
+def batch_portion(images: Tensor, chunk: int) -> int:
+    """The same, but enough for a batch's statistics."""
+    return min(chunk, max(ENOUGH, portion(images, chunk)))
+
+
 @torch.no_grad()
 def predictions(model: nn.Module, images: Tensor, *, chunk: int = 200) -> Tensor:
     """Predicted classes, int64 (n,) on the CPU, in eval mode; `images` uint8, or float inputs as they are."""
@@ -39,7 +44,7 @@ def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int
     beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
     """
     twin = deepcopy(model)
-    chunk = min(chunk, max(ENOUGH, portion(images, chunk)))
+    chunk = batch_portion(images, chunk)
     # parts of equal size, since a last one of a single image would have no spread
     parts = images.tensor_split(max(1, -(-len(images) // chunk)))
     with mode(twin, train=True):
