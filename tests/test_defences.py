@@ -450,6 +450,8 @@ def test_models_are_changed_and_saved(saved: Path, tmp_path: Path) -> None:
     assert "is for 10 classes of images (1, 8, 8)" in other.stderr
     refused = within("harden", "bounded", saved, "digits", tmp_path / "b", "--percentile", "0", check=False)
     assert "percentile must lie" in refused.stderr
+    first = within("harden", "bounded", tmp_path / "none", tmp_path / "no-data", tmp_path / "b", check=False)
+    assert f"{tmp_path / 'none'}" in first.stderr, "the model is looked at before the data, which may take minutes"
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,7 @@ def bounded(
     with console.guarded(debug=debug):
         refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
-        splits = read(data, resize=resize)
-        net, about = changeable(model, splits.train, data)
+        net, about, splits = changeable(model, data, resize=resize)
         images = splits.train.to(where)
         found = bound(placed(net, where), images.spread(LARGE), percentile=percentile, slope=slope, per=per)
         facts = scored(found, splits)
@@ -178,8 +177,7 @@ def clip(
     with console.guarded(debug=debug):
         refuse_file(out, overwrite=overwrite)
         where = device(device_, threads)
-        splits = read(data, resize=resize)
-        net, about = changeable(model, splits.train, data)
+        net, about, splits = changeable(model, data, resize=resize)
         found = feature_norm(placed(net, where), splits.train.to(where).spread(LARGE), percentile=percentile)
         keep(out, found, about, {"norm_clip": True}, scored(found, splits), where, json_=json_)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from miscue.data import Data, floats
+from miscue.data import Data, Splits, floats
 from miscue.errors import InputError, lookup
 from miscue.models.modes import frozen
 from miscue.models.sources import Source, sourced
@@ -31,15 +31,16 @@ def met(model: str, data: str, *, split: str, images: int, resize: int | None) -
     return source, some
 
 
-def changeable(model: Path, data: Data, name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of ours for images and classes such as those of `data`, and what is known of it.
+def changeable(model: Path, data: str, *, resize: int | None) -> tuple[nn.Module, dict[str, Any], Splits]:
+    """A model of ours, what is known of it, and `data`, whose images and classes it is for.
 
     Raises:
         InputError: no such model, or one that is for other images or classes.
     """
     net, facts = load_model(model)
-    refuse_stranger(facts["plan"]["options"].get("classes"), tuple(facts["plan"]["shape"]), data, str(model), name)
-    return net, facts
+    splits, plan = read(data, resize=resize), facts["plan"]
+    refuse_stranger(plan["options"].get("classes"), tuple(plan["shape"]), splits.train, str(model), data)
+    return net, facts, splits
 
 
 def refuse_stranger(classes: int | None, shape: tuple[int, ...] | None, data: Data, model: str, name: str) -> None:
