@@ -350,6 +350,7 @@ def test_patience_stops_early_and_keeps_the_best(data: Data) -> None:
     damages = [c.measures["damage"] for c in done]
     assert len(done) < 31
     assert max(damages) == max(damages[:-2])
+    assert not list(deepconfuse.steps(data, QUICK, **options, patience=2, resume=done[-1].state))
 
 
 COLOURED = [("paper-cifar10", 0.032), ("cifar10", 0.032), ("paper-imagenet", 0.1), ("imagenet", 0.1)]

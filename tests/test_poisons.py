@@ -30,6 +30,7 @@ from miscue.poisons.crafting import Checkpoint, Progress
 from miscue.poisons.places import Search, Space, crossed, scattered, visibility
 from miscue.poisons.single_pixel import gaps, parts
 from miscue.population import FitMany, Member, population
+from miscue.run import PERTURBATION, Tick, craft
 from miscue.train import Recipe
 from miscue.victims import Victim
 from miscue.workers import LostWorkerError
@@ -112,6 +113,22 @@ class TestBattery:
             *_, last = POISONS[name].steps(data, ATTACKER, **QUICK[name], resume=first.state)
             assert last.done == end.done == last.total
             assert alike(last.checkpoint, others[-1])
+
+    def test_killed_after_its_last_checkpoint(self, name: str, data: Data, tmp_path: Path) -> None:
+        """Nothing is left to do then but to hand over what was made."""
+
+        def walk() -> Iterator[Tick]:
+            return craft(POISONS[name], data, ATTACKER, QUICK[name], tmp_path)
+
+        count = sum(1 for _ in whole(name))
+        killed = walk()
+        for _ in range(count):
+            next(killed)
+        killed.close()
+        assert not (tmp_path / PERTURBATION).exists()
+        list(walk())
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["craft.jsonl", PERTURBATION]
+        assert equal(Perturbation.load(tmp_path / PERTURBATION), crafted(name))
 
     def test_survives_the_disk(self, name: str, data: Data, tmp_path: Path) -> None:
         perturbation = crafted(name)

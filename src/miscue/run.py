@@ -101,8 +101,9 @@ def refuse_other(asked: dict[str, Any], found: dict[str, Any], where: Path) -> N
 def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str, Any], folder: Path) -> Iterator[Tick]:
     """Craft into `folder`, going on from its checkpoint if there is one.
 
-    `folder` gets craft.jsonl (one line a trial: minutes of crafting and the measures), a checkpoint while the work
-    goes on, and perturbation.safetensors at the end. Where that is there already, there is nothing to do.
+    `folder` gets craft.jsonl (one line a trial: minutes of crafting and the measures); while the work goes on, a
+    checkpoint and the best perturbation so far; perturbation.safetensors at the end. Where that is there already, there
+    is nothing to do.
 
     Raises:
         InputError: what is there is of another setting or damaged.
@@ -112,9 +113,11 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
     asked = {"poison": poison.__name__, "data": fingerprint(data), "options": what}  # type: ignore[attr-defined]
     who = {name: value for name, value in asdict(replace(attacker, device="any")).items() if name != "team"}
     asked |= {"attacker": {**who, "recipe": asdict(attacker.recipe)}}
-    checkpoint, log, end = (folder / name for name in ("checkpoint.safetensors", "craft.jsonl", PERTURBATION))
+    names = ("checkpoint.safetensors", "best.safetensors", "craft.jsonl", PERTURBATION)
+    checkpoint, best, log, end = (folder / name for name in names)
     if end.exists():
         refuse_other(asked, Perturbation.load(end).settings, end)
+        checkpoint.unlink(missing_ok=True)
         return
     state, known = None, lines(log)
     if checkpoint.exists():
@@ -132,10 +135,10 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
             fact = {"trial": len(known) + 1, "minutes": before + (time.monotonic() - started) / 60}
             known.append(fact | reached.measures)
             append(log, known[-1])
+            replace(reached.perturbation, settings=asked).save(best)  # before the checkpoint, which may be the last
             save_tensors(checkpoint, reached.state, kind="checkpoint", settings=asked, trials=len(known))
-            kept = replace(reached.perturbation, settings=asked)
         yield Tick(done=progress.done, total=progress.total, fact=known[-1] if fact else None)
-    kept.save(end)
+    best.replace(end)
     checkpoint.unlink()
 
 

@@ -316,6 +316,8 @@ def deepconfuse(
 
     watched: dict[int, Watched] = {}
     for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
+        if patience and pair.age >= patience:
+            return
         begin = phases.index(phase)
         size = 1 if phase is REHEARSAL else pool
         for slot in range(size):
@@ -341,8 +343,6 @@ def deepconfuse(
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})
         checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=state)
         yield Progress(done=(trial + 1) * per_trial, total=total, checkpoint=checkpoint)
-        if patience and pair.age >= patience:
-            return
 
 
 def clean(batch: Batch) -> Batch:
