@@ -21,6 +21,7 @@ from miscue.measures.accuracy import (
     class_accuracies,
     confusion,
     hit_rate,
+    percent,
     predictions,
 )
 from miscue.models.generators import GENERATORS
@@ -291,6 +292,14 @@ def test_large_images_are_looked_at_a_few_at_a_time(side: int, looked: int, norm
     sizes.clear()
     assert len(batch_statistics_predictions(model, images)) == sum(sizes) == 320
     assert max(sizes) == normalised
+
+
+def test_batch_statistics_do_not_depend_on_the_order_of_the_set() -> None:
+    """Folders are read class by class; a batch of one class is not what a network was trained on."""
+    digits = read("digits")
+    model, test = VICTIMS["cnn"](digits.train, Dice(0)), digits.test
+    for some in (test, test.take(test.labels.argsort(stable=True))):
+        assert percent(batch_statistics_predictions(model, some.images, chunk=60) == some.labels) > 95
 
 
 def test_batch_statistics_differ_from_eval_mode(data: Data) -> None:

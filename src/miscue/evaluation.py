@@ -19,8 +19,8 @@ from miscue.explainers import gradcam
 from miscue.marks import Pixels
 from miscue.measures.accuracy import (
     accuracy,
-    batch_portion,
     batch_statistics_predictions,
+    drawn_parts,
     confusion,
     hit_rate,
     percent,
@@ -48,7 +48,7 @@ GLANCED_AT = 10_000  # training images, evenly spread, that the curve is of befo
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What was added to images, made where it is looked at: `noise[start:end]` is float (n, c, h, w)."""
+    """What was added to images, made where it is looked at: `noise[part]` is float (n, c, h, w)."""
 
     clean: Data
     poisoned: Data
@@ -56,7 +56,7 @@ class Noise:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, part: slice) -> Tensor:
+    def __getitem__(self, part: Tensor | slice) -> Tensor:
         return (self.poisoned.images[part].float() - self.clean.images[part].float()) / 255
 
 
@@ -210,8 +210,8 @@ def noise_accuracy(
     """Share of images whose label the model reads from the noise alone, 0 to 100; `look` gives its predictions."""
     if noise is None:
         return None
-    parts = torch.arange(len(noise)).tensor_split(-(-len(noise) // batch_portion(noise.clean.images, chunk)))
-    return percent(torch.cat([look(model, noise[int(part[0]) : int(part[-1]) + 1]) for part in parts]) == labels)
+    parts = drawn_parts(noise.clean.images, chunk)
+    return percent(torch.cat([look(model, noise[part]) == labels[part] for part in parts]))
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

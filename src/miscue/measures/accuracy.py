@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.data import Data, floats
+from miscue.dice import Dice
 from miscue.models.modes import mode
 from miscue.models.networks import device_of
 
@@ -23,9 +24,15 @@ def portion(images: Tensor, chunk: int) -> int:
     return max(1, min(chunk, VALUES // max(1, images[:1].numel())))
 
 
-def batch_portion(images: Tensor, chunk: int) -> int:
-    """The same, but enough for a batch's statistics."""
-    return min(chunk, max(ENOUGH, portion(images, chunk)))
+def drawn_parts(images: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """Which images go together where a batch's own statistics matter: parts of at most `chunk`, drawn at random.
+
+    Folders are read class by class; parts of one class each would be normalised by that class alone. Parts are of equal
+    size, since a last one of a single image would have no spread.
+    """
+    size = min(chunk, max(ENOUGH, portion(images, chunk)))
+    order = torch.randperm(len(images), generator=Dice().named("parts").generator())
+    return order.tensor_split(max(1, -(-len(images) // size)))
 
 
 @torch.no_grad()
@@ -38,17 +45,16 @@ def predictions(model: nn.Module, images: Tensor, *, chunk: int = 200) -> Tensor
 
 @torch.no_grad()
 def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int = 1000) -> Tensor:
-    """Predictions whose BatchNorm layers use each test chunk's own statistics, as in the authors' code.
+    """Predictions whose BatchNorm layers use each test batch's own statistics, as in the authors' code.
 
     Not a score of the model as it would be used: it learns about the test distribution from the test images. It stands
     beside the eval-mode score where a published figure needs it. The model's running statistics are left alone.
     """
-    twin = deepcopy(model)
-    chunk = batch_portion(images, chunk)
-    # parts of equal size, since a last one of a single image would have no spread
-    parts = images.tensor_split(max(1, -(-len(images) // chunk)))
+    twin, found = deepcopy(model), torch.empty(len(images), dtype=torch.int64)
     with mode(twin, train=True):
-        return torch.cat([predict(twin, part) for part in parts])
+        for part in drawn_parts(images, chunk):
+            found[part] = predict(twin, images[part])
+    return found
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
