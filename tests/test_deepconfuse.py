@@ -353,6 +353,23 @@ def test_patience_stops_early_and_keeps_the_best(data: Data) -> None:
     assert not list(deepconfuse.steps(data, QUICK, **options, patience=2, resume=done[-1].state))
 
 
+def test_a_trial_that_is_not_measured_does_not_displace_one_that_is() -> None:
+    """A pool's first trials have no surrogate of full age, also where a new phase follows measured ones."""
+    plan = Plan(name="encoder-decoder", shape=(1, 8, 8), options={"eps": 0.1})
+    pair = make_generators(plan, QUICK, lr=0.1, decay=0.0)
+    for damage, weight, best in (
+        (None, 1.0, 1.0),
+        (80.0, 2.0, 2.0),
+        (None, 3.0, 2.0),
+        (70.0, 4.0, 2.0),
+        (90.0, 5.0, 5.0),
+    ):
+        for parameter in pair.frozen.parameters():
+            parameter.data.fill_(weight)
+        pair.judge(damage)
+        assert {float(pair.best[name].max()) for name, _ in pair.frozen.named_parameters()} == {best}
+
+
 COLOURED = [("paper-cifar10", 0.032), ("cifar10", 0.032), ("paper-imagenet", 0.1), ("imagenet", 0.1)]
 
 

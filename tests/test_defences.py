@@ -33,9 +33,9 @@ from miscue.losses import plain, shared
 from miscue.measures.accuracy import accuracy
 from miscue.measures.activations import QUANTILES, layers, maxima, overdriven, snapshot, weight_norms
 from miscue.models.bounded import BoundedLeakyReLU, bounds, squared
-from miscue.models.clipping import NormClip
+from miscue.models.clipping import NormClip, gathers
 from miscue.models.functions import Bound
-from miscue.models.store import Plan, load_model, save_model
+from miscue.models.store import Plan, build, load_model, save_model
 from miscue.readers import read
 from miscue.train import Recipe
 from miscue.victims import Victim
@@ -332,6 +332,13 @@ def test_feature_norms_are_clipped(model: nn.Module, data: Data, tmp_path: Path)
     assert torch.allclose(F.normalize(kept, dim=1), F.normalize(maps, dim=1), atol=1e-5)
     with pytest.raises(InputError, match="no Flatten"):
         feature_norm(nn.Sequential(nn.Conv2d(1, 2, 3)), data)
+
+
+def test_the_norms_of_the_last_maps_are_clipped_where_images_are_averaged_first() -> None:
+    model = build(Plan(name="conv5-coarse", shape=(3, 112, 112), options={"classes": 2}), Dice())
+    name, _ = gathers(model)
+    *_, last = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    assert int(name) > int(last)
 
 
 def coloured(n: int = 20) -> Data:

@@ -62,7 +62,9 @@ def test_a_known_poison_gives_the_known_numbers(pair: tuple[Arena, Arena]) -> No
     assert clean["noise_accuracy_train"] is None
     assert poisoned["noise_accuracy_train"] is not None
     assert poisoned["noise_accuracy_test"] is None
-    assert poisoned["test_accuracy_batch_statistics"] is not None
+    by_batch = torch.tensor(poisoned["confusion_batch_statistics"])
+    assert by_batch.diag().sum() == pytest.approx(0.9 * poisoned["test_accuracy_batch_statistics"])
+    assert by_batch.roll(1, 1).diag().sum() == pytest.approx(0.9 * poisoned["hit_rate_batch_statistics"])
 
 
 def test_noise_of_test_images_comes_from_the_perturbation(data: Data) -> None:
@@ -85,7 +87,7 @@ def test_plain_nets_have_no_batch_statistics(pair: tuple[Arena, Arena]) -> None:
     plain = victim("cnn-plain", 1)
     measured = whole_cell([Contest(arena=pair[0], name="v", victim=plain, seed=0, label_map=None, device="cpu")], 0)
     assert measured["test_accuracy_batch_statistics"] is None
-    assert measured["hit_rate"] is None
+    assert measured["hit_rate"] is measured["hit_rate_batch_statistics"] is None
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:

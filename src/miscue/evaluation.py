@@ -39,6 +39,7 @@ MEASURES = (
     "noise_accuracy_train",
     "noise_accuracy_test",
     "test_accuracy_batch_statistics",
+    "hit_rate_batch_statistics",
     "noise_accuracy_test_batch_statistics",
     "near_pixel",
 )
@@ -171,18 +172,29 @@ def measure(model: nn.Module, arena: Arena, predicted: Tensor, *, label_map: Seq
     predicted: int64 (n,), what it makes of the clean test images.
     """
     labels, train_labels = arena.test.labels.cpu(), arena.train.labels.cpu()
-    batch_norm = has_batch_norm(model)
+    normalised = batch_statistics_predictions(model, arena.test.images) if has_batch_norm(model) else None
+
+    def hits(named: Tensor | None) -> float | None:
+        """Of the label map, where there is one."""
+        return None if named is None or label_map is None else hit_rate(named, labels, label_map)
+
+    def counts(named: Tensor) -> list[list[int]]:
+        """Which class is named for which."""
+        return confusion(named, labels, len(arena.test.classes))
+
     return {
-        "hit_rate": None if label_map is None else hit_rate(predicted, labels, label_map),
+        "hit_rate": hits(predicted),
         "noise_accuracy_train": noise_accuracy(model, arena.noise_train, train_labels),
         "noise_accuracy_test": noise_accuracy(model, arena.noise_test, labels),
-        "test_accuracy_batch_statistics": (
-            percent(batch_statistics_predictions(model, arena.test.images) == labels) if batch_norm else None
-        ),
+        "test_accuracy_batch_statistics": None if normalised is None else percent(normalised == labels),
+        "hit_rate_batch_statistics": hits(normalised),
         "noise_accuracy_test_batch_statistics": (
-            noise_accuracy(model, arena.noise_test, labels, batch_statistics_predictions) if batch_norm else None
+            None
+            if normalised is None
+            else noise_accuracy(model, arena.noise_test, labels, batch_statistics_predictions)
         ),
-        "confusion": confusion(predicted, labels, len(arena.test.classes)),
+        "confusion": counts(predicted),
+        "confusion_batch_statistics": None if normalised is None else counts(normalised),
     } | attention(model, arena)
 
 

@@ -27,11 +27,20 @@ class NormClip(nn.Module):
 
 
 def gathers(model: nn.Module) -> tuple[str, nn.Module]:
-    """The first module that gathers feature maps, by name."""
+    """The module that gathers the last feature maps, by name: the first such one after the last convolution."""
+    found: tuple[str, nn.Module] | None = None
+    convolved = False
     for name, module in model.named_modules():
-        if isinstance(module, GATHERING):
-            return name, module
-    raise InputError("the model has no Flatten or adaptive pooling module before which features could be clipped")
+        if isinstance(module, nn.Conv2d):
+            found, convolved = None, True
+        elif isinstance(module, GATHERING) and convolved and found is None:
+            found = name, module
+    if found is None:
+        raise InputError(
+            "the model has no Flatten or adaptive pooling module after its last convolution, before which features "
+            "could be clipped"
+        )
+    return found
 
 
 def clipped(model: nn.Module, limit: Tensor) -> nn.Module:

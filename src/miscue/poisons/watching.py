@@ -69,7 +69,8 @@ class Generators:
         """Count the trial; keep the frozen generator if it did more damage than any before, or none is known yet."""
         self.trial += 1
         if damage is None:
-            self.best = weights_of(self.frozen)
+            if self.damage < 0:
+                self.best = weights_of(self.frozen)
             return
         self.age += 1
         if damage > self.damage:

@@ -45,6 +45,7 @@ MEASURES = {
         "Share of the Grad-CAM mass within 3 pixels of the poison's pixel, on test images that have it.",
     ),
     BATCH: ("Test accuracy, batch statistics", "For comparison only; see the note below."),
+    "hit_rate_batch_statistics": ("Hit rate, batch statistics", "For comparison only, too."),
     "noise_accuracy_test_batch_statistics": ("Noise alone, test set, batch statistics", "For comparison only, too."),
     "seconds": ("Training time, seconds", ""),
 }

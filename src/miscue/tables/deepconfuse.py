@@ -122,9 +122,10 @@ def shares(scale: str) -> Iterator[Row]:
 def rules(scale: str) -> Iterator[Row]:
     """The label map y + 1, beside clean training data and poison without a map."""
     rule = {"rule": "y+1"}
-    published = {"hit_rate": 0.0} | either("test_accuracy", 99.32)
+    published = either("hit_rate", 0.0) | either("test_accuracy", 99.32)
     yield Row(settings=clean(scale) | rule, measure=evaluated, published=published)
     yield Row(settings=poisoned(scale) | rule, measure=evaluated, published=either("test_accuracy", 0.25))
     preset = {} if scale == "smoke" else {"preset": "label-map"}
     settings = poisoned(scale, label_map="y+1") | preset
-    yield Row(settings=settings, measure=evaluated, published={"hit_rate": 79.7} | either("test_accuracy", 1.48))
+    published = either("hit_rate", 79.7) | either("test_accuracy", 1.48)
+    yield Row(settings=settings, measure=evaluated, published=published)

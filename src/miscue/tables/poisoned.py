@@ -114,17 +114,22 @@ def contested(row: dict[str, Any], arena: Arena, seed: int) -> Drawn:
     curve = [
         {key: round(point[key], 3) for key in ("epoch", "train_accuracy", "test_accuracy")} for point in cell["curve"]
     ]
-    confusion = {"counts": cell["confusion"], "classes": list(arena.test.classes), "targets": None}
+    confusion = {"counts": cell["confusion"], "counts_batch_statistics": cell["confusion_batch_statistics"]}
+    confusion |= {"classes": list(arena.test.classes), "targets": None}
     return found | {"test_error": 100 - found["test_accuracy"]} | {"curve": curve, "confusion": confusion}
 
 
 def by_rule(found: Drawn, rule: str | Sequence[int]) -> Drawn:
-    """The same with the hits of a label map, which the confusion matrix holds."""
-    counts, classes = found["confusion"]["counts"], len(found["confusion"]["classes"])
+    """The same with the hits of a label map, which the confusion matrices hold."""
+    matrices = found["confusion"]
+    classes = len(matrices["classes"])
     targets = list(label_map(rule, classes) if isinstance(rule, str) else rule)
-    hits = sum(line[target] for line, target in zip(counts, targets, strict=True))
-    confusion = found["confusion"] | {"targets": targets}
-    return found | {"hit_rate": 100 * hits / sum(map(sum, counts)), "confusion": confusion}
+    rates = {}
+    for mode in ("", "_batch_statistics"):
+        if counts := matrices.get(f"counts{mode}"):  # cells of earlier versions have those of eval mode only
+            hits = sum(line[target] for line, target in zip(counts, targets, strict=True))
+            rates[f"hit_rate{mode}"] = 100 * hits / sum(map(sum, counts))
+    return found | rates | {"confusion": matrices | {"targets": targets}}
 
 
 def relabelled(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:

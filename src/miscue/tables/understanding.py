@@ -54,17 +54,19 @@ def cued(data: Data) -> Data:
     """A square at the edge of each image that gives the class away by its place and its colour or tone."""
     channels, _, width = data.shape
     side, images = max(1, width // 10), data.images.clone()
-    places = width // (side + 1)
+    places, colours = width // (side + 1), 2**channels - 1
     for label in range(len(data.classes)):
-        colour, place = divmod(label, places)
-        value = torch.tensor([255 if (colour + 1) >> bit & 1 else 64 for bit in range(channels)], dtype=torch.uint8)
+        row, place = divmod(label, places)
+        dark, colour = divmod(row, colours)
+        lit = [255 >> dark if (colour + 1) >> bit & 1 else 64 for bit in range(channels)]
+        value = torch.tensor(lit, dtype=torch.uint8)
         left = place * (side + 1)
         images[data.labels == label, :, :side, left : left + side] = value[None, :, None, None]
     return data.with_images(images)
 
 
 def trained_on_cues(data: str, seed: int, workshop: Workshop) -> nn.Module:
-    """A network of the usual recipe but without moves, trained on images with the cue."""
+    """A network of the usual recipe but without shifts, trained on images with the cue; road signs still in scenes."""
     recipe = replace(VICTIMS[data].recipe, epochs=min(10, VICTIMS[data].recipe.epochs), shift=0)
     victim = Victim(network=VICTIMS[data].network, recipe=recipe)
 
