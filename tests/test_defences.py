@@ -190,6 +190,9 @@ def test_a_leaky_copy_says_the_same_but_has_slopes(model: nn.Module, data: Data)
 
 def test_activations_are_counted(model: nn.Module, data: Data) -> None:
     found = layers(model, data.images)
+    many, black = data.images.repeat(9, 1, 1, 1), torch.zeros_like(data.images[:1])
+    whole, parts = (layers(model, torch.cat([many[:count], black])) for count in (255, 256))  # the last part: one image
+    assert [one.active for one in parts] == pytest.approx([one.active for one in whole], abs=0.5)
     kept: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ReLU):

@@ -115,6 +115,22 @@ def test_jpeg_is_pillow_s_and_knows_its_channels(x: Tensor) -> None:
         DISTORTIONS["jpeg"](x[:, :2], 10, generator())
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_turn_is_one_in_wide_images_too(axis: int) -> None:
+    """A bar along either axis of an image of 40 x 120 comes to lie at the same angle to it."""
+    x = torch.zeros(1, 1, 40, 120)
+    x[:, :, 18:22, 45:75] = 1 if axis == 3 else 0
+    if axis == 2:
+        x[:, :, 5:35, 58:62] = 1
+    phi = torch.zeros(1, len(BOUNDS))
+    phi[0, list(BOUNDS).index("turn")] = math.atanh(0.8)
+    rows, columns = (render(x, phi)[0, 0] > 0.5).nonzero().double().unbind(1)
+    along, across = (columns, rows) if axis == 3 else (rows, columns)
+    along, across = along - along.mean(), across - across.mean()
+    slope = float((along * across).sum() / along.square().sum())
+    assert abs(math.degrees(math.atan(slope))) == pytest.approx(12, abs=1)
+
+
 def test_a_scene_of_zeros_is_the_image_and_others_differ(x: Tensor) -> None:
     still = render(x.clamp(0.01, 0.99), torch.zeros(4, len(BOUNDS)))
     assert torch.allclose(still, x.clamp(0.01, 0.99), atol=1e-4)

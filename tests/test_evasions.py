@@ -38,6 +38,7 @@ from miscue.evasions import attempt as attempt_module
 from miscue.evasions.evolution import children
 from miscue.evasions.patch import pasted
 from miscue.evasions.physical import chosen, unprintable, views
+from miscue.evasions.stickers import inside as within_area
 from miscue.models.modes import frozen
 from miscue.readers import read
 from miscue.train import Recipe
@@ -455,6 +456,18 @@ def test_stickers_are_flat_rectangles_of_their_colours(model: nn.Module, digits:
         assert bool(((found.x == grey) | (found.x == 0) | (found.x == 1)).all())
 
 
+@pytest.mark.parametrize(("count", "area"), [(2, 0.05), (4, 0.02), (8, 0.05), (3, 0.5)])
+def test_stickers_keep_within_their_area(count: int, area: float) -> None:
+    """Thin ones, too, of which only the long side can shrink."""
+    generator = torch.Generator().manual_seed(0)
+    genes = torch.rand(500, count, 4, generator=generator) * torch.tensor([32, 32, 3, 40])
+    found = within_area(genes, torch.Size((1, 3, 32, 32)), area)
+    assert float(found[..., 2:].prod(-1).sum(-1).max()) <= area * 32 * 32 + 1e-3
+    assert float(found[..., 2:].min()) >= 1
+    assert float((found[..., :2] + found[..., 2:]).max()) <= 32
+    assert torch.allclose(within_area(found, torch.Size((1, 3, 32, 32)), area), found, atol=1e-3)
+
+
 def test_a_patch_works_where_a_random_one_does_not_and_on_other_images(
     model: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -477,7 +490,7 @@ def test_a_patch_begins_several_times(model: nn.Module, digits: tuple[Tensor, Te
     one, many = (patch(model, x, y, area=0.3, steps=20, batch=10, starts=starts, dice=Dice(3)) for starts in (1, 4))
     assert len(one.loss) == len(many.loss) == 20
     assert int(one.queries.sum()) == 10 * 20
-    assert int(many.queries.sum()) == 10 * (20 + 3 * 2)
+    assert int(many.queries.sum()) == 10 * (20 + 3 * 2) + 60 * 4
     with pytest.raises(InputError, match="all other numbers positive"):
         patch(model, x, y, starts=0)
 
@@ -493,6 +506,8 @@ def test_a_pasted_patch_lies_within_the_image_and_is_itself() -> None:
     tops = (straight > 0).any(1).any(2).float().argmax(1)
     assert tops.min() == 0
     assert tops.max() >= 12
+    upside_down = pasted(p, x, form="square", turn=180.0, shrink=1.0, generator=generator)
+    assert int((upside_down > 0).any(1).flatten(1).sum(1).min()) >= 25
     turned = pasted(p, x, form="circle", turn=180.0, shrink=0.5, generator=generator)
     sizes = (turned > 0).any(1).flatten(1).sum(1)
     assert sizes.min() < 12
@@ -539,16 +554,21 @@ def test_printable_colours_cost_nothing_and_masks_do_not_overlap() -> None:
     heat = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     mask = chosen(heat, 3, 0.3)
     assert mask.flatten(1).sum(1).tolist() == [27.0] * 5  # three squares of 3 x 3
+    heat = torch.zeros(2, 1, 4, 6)
+    heat[0, 0, :2, :2], heat[1, 0, 1:3, 2:4] = 1, 1  # after the second one's middle there is no room
+    assert chosen(heat, 6, 1.0).flatten(1).sum(1).tolist() == [24.0, 20.0]
 
 
 def test_climbing_a_scene_is_better_than_drawing_as_many(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = (part[:60] for part in digits)
-    climbed = scene(model, x, y, starts=4, steps=12, strength=0.5)
+    climbed = scene(model, x, y, starts=4, steps=11, strength=0.5)
     drawn = scene(model, x, y, starts=16, steps=0, strength=0.5)
     assert climbed.queries.tolist() == drawn.queries.tolist() == [16] * 60
     assert climbed.success.sum() >= drawn.success.sum()
     weak = scene(model, x, y, starts=4, steps=12, strength=0.05)
     assert weak.success.sum() < climbed.success.sum()
+    one, none = (scene(model, x, y, starts=4, steps=steps, lr=0.05) for steps in (1, 0))
+    assert not torch.equal(one.x, none.x), "the last step counts"
 
 
 def test_the_worst_of_several(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

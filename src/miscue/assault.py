@@ -113,8 +113,9 @@ def measures(attacked: Attacked) -> dict[str, float]:
     """The outcome in numbers; shares in percent.
 
     accuracy, robust_accuracy: right before and after. success: of the attack over the images that were right before;
-    success_found: the same before rounding. queries: mean over the images; queries_per_success: all of them over the
-    successes. linf, l2, pixels: the mean change over the successes, on the [0, 1] scale; budget_measured: the largest.
+    success_found: the same before rounding. queries: mean over the images; queries_per_success: those of images
+    that were right before over the successes. linf, l2, pixels: the mean change over the successes, on the [0, 1]
+    scale; budget_measured: the largest.
     flat: share of the images for which what the attack raises never changed; a sign of masked gradients.
     """
     right = attacked.before == attacked.labels

@@ -20,8 +20,8 @@ from miscue.marks import Pixels
 from miscue.measures.accuracy import (
     accuracy,
     batch_statistics_predictions,
-    drawn_parts,
     confusion,
+    drawn_parts,
     hit_rate,
     percent,
     predictions,

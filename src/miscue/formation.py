@@ -62,10 +62,11 @@ def render(x: Tensor, phi: Tensor, strength: float = 1.0) -> Tensor:
 def homography(x: Tensor, theta: dict[str, Tensor]) -> Tensor:
     """(n, 3, 3) for `warped`, differentiable in the parameters (n,)."""
     sine, cosine, size = theta["turn"].sin(), theta["turn"].cos(), theta["size"].exp()
+    aspect = x.shape[3] / x.shape[2]
     zero, one = torch.zeros_like(sine), torch.ones_like(sine)
     rows = (
-        (size * cosine, size * sine, theta["right"]),
-        (-size * sine, size * cosine, theta["down"]),
+        (size * cosine, size * sine / aspect, theta["right"]),
+        (-size * sine * aspect, size * cosine, theta["down"]),
         (theta["tilt right"], theta["tilt down"], one),
     )
     return torch.stack([torch.stack([entry + zero for entry in row], dim=1) for row in rows], dim=1).expand_as(unit(x))

@@ -89,7 +89,15 @@ Attack = Callable[[Model, Tensor, Goal, Dice], Found]
 
 
 def attempted(
-    attack: Attack, model: Model, x: Tensor, y: Tensor, *, target: Tensor | None, dice: Dice, chunk: int = 0
+    attack: Attack,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    target: Tensor | None,
+    dice: Dice,
+    chunk: int = 0,
+    copies: int = 1,
 ) -> Adversarial:
     """Run `attack` on images x (n, c, h, w) of classes y (n,), part by part, and score what it found.
 
@@ -101,6 +109,7 @@ def attempted(
         target: int64 classes that the images are to be taken for, or None for any but y.
         dice: each part has a stream of its own.
         chunk: images in a part; 0 for as many as a bound on memory allows, halved where it runs out all the same.
+        copies: of each image that the model is shown in one go.
 
     Raises:
         InputError: images outside [0, 1], classes that the scores do not have, or of another number.
@@ -110,7 +119,7 @@ def attempted(
     with frozen(model):
         kept = check(model, x, y, target)
         goal = Goal(y=y, target=target)
-        size = chunk or max(1, min(MOST, ROOM // max(kept, 1)))
+        size = chunk or max(1, min(MOST, ROOM // max(kept, 1)) // copies)
         for index, found in in_parts(attack, model, x, goal, dice, size):
             with torch.no_grad():
                 clean = model(x[index]) if found.clean is None else found.clean

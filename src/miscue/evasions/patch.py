@@ -99,7 +99,12 @@ def patch(
         def shown(p: Tensor) -> Tensor:
             return put(p.detach(), every, named.named("scored").generator())
 
-        p, path, curve = max(tries, key=lambda tried: int(goal.reached(scored(model, shown(tried[0]))).sum()))
+        def hits(tried: tuple[Tensor, Iterator[Tensor], list[Tensor]]) -> int:
+            """On how many images a try reaches the goal."""
+            queries.add_(1)
+            return int(goal.reached(scored(model, shown(tried[0]))).sum())
+
+        p, path, curve = max(tries, key=hits) if starts > 1 else tries[0]
         curve += path
         attacked = shown(p)
         success, already = outcome(goal, scored(model, x), scored(model, attacked))
@@ -141,7 +146,7 @@ def pasted(p: Tensor, x: Tensor, *, form: str, turn: float, shrink: float, gener
     side = p.shape[1]
     angle = ((2 * torch.rand(n, generator=generator) - 1) * math.radians(turn)).to(x)
     size = side * (shrink + (1 - shrink) * torch.rand(n, generator=generator)).to(x)
-    reach = size / 2 * ((angle.cos() + angle.sin().abs()) if form == "square" else 1)  # half of what it takes up
+    reach = size / 2 * ((angle.cos().abs() + angle.sin().abs()) if form == "square" else 1)  # half of what it takes up
     room = torch.stack([height - 2 * reach, width - 2 * reach], dim=1).clamp(min=0)
     centre = reach[:, None] + room * torch.rand(n, 2, generator=generator).to(x)
     rows, columns = (torch.arange(length, device=x.device) + 0.5 for length in (height, width))

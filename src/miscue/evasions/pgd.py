@@ -115,7 +115,7 @@ def pgd(
         start = clean[0] if clean else None
         return Found(x=best, queries=torch.full_like(goal.y, shown), loss=torch.stack(curve), clean=start)
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=draws)
 
 
 def worst(model: Model, goal: Goal, starts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

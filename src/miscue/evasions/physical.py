@@ -6,7 +6,8 @@ A first pass over the whole image with p = 1 shows where a change pays; the mask
 is largest, and the second pass has p = 2 inside them. NPS, the non-printability score, is each pixel's distance to the
 nearest colour that a printer has; the paper's product of the distances to all of them is as good as 0 for 27 colours.
 T is drawn anew at each step: turns, tilts, sizes, light, contrast and noise. Without a target J is -log(1 - p_y), so
-that the true class's probability falls.
+that the true class's probability falls. The authors' code for road signs takes 1000 steps of rate 0.25 in a pass; ours
+takes 100 of 0.1 unless told otherwise.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def physical(
         found = (x + passed(mask, 2)).clamp(0, 1)
         return Found(x=found, queries=torch.full_like(goal.y, 2 * steps * samples), loss=torch.stack(curve))
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=samples)
 
 
 def views(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -133,10 +134,10 @@ def chosen(heat: Tensor, rectangles: int, area: float) -> Tensor:
         windows = F.avg_pool2d(heat, side, 1) - 1e6 * taken
         best = windows.flatten(1).argmax(1)
         rows, columns = best // windows.shape[3], best % windows.shape[3]
-        if bool((windows.flatten(1)[every, best] < 0).any()):
-            break  # no room for another one in some image
+        room = windows.flatten(1)[every, best] >= 0  # else there is none for another one
         places_down, places_right = (torch.arange(length, device=heat.device) for length in (height, width))
         down = (places_down >= rows[:, None]) & (places_down < rows[:, None] + side)
         right = (places_right >= columns[:, None]) & (places_right < columns[:, None] + side)
-        mask = torch.maximum(mask, (down[:, None, :, None] & right[:, None, None]).to(mask))
+        more = (down & room[:, None])[:, None, :, None] & right[:, None, None]
+        mask = torch.maximum(mask, more.to(mask))
     return mask

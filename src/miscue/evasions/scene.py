@@ -74,6 +74,11 @@ def scene(
                 (climbing.grad,) = torch.autograd.grad(-goal.nearness(scores).sum(), climbing)
             keep(climbing.detach().clone(), images.detach(), scores.detach())
             adam.step()
-        return Found(x=found, queries=torch.full_like(goal.y, starts + steps), loss=torch.stack(curve))
+        if steps:
+            with torch.no_grad():
+                images = render(x, climbing, strength)
+                keep(climbing.detach(), images, model(images))
+        queries = torch.full_like(goal.y, starts + (steps + 1 if steps else 0))
+        return Found(x=found, queries=queries, loss=torch.stack(curve))
 
     return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)

@@ -130,7 +130,7 @@ def soft_stickers(
         found = finished.unflatten(0, (len(x), starts))[rows, best]
         return Found(x=found, queries=torch.full_like(goal.y, starts * (steps + 1)), loss=torch.stack(curve))
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=starts)
 
 
 def colours_of(white: int, black: int, area: float, x: Tensor) -> Tensor:
@@ -156,11 +156,15 @@ def inside(genes: Tensor, shape: torch.Size, area: float) -> Tensor:
     """Rectangles within the image, at least a pixel each, and together within the area."""
     sides = torch.tensor(shape[2:], device=genes.device)
     own = torch.minimum(genes[..., 2:].clamp(min=1), sides.to(genes))
-    budget = area * shape[2] * shape[3]
-    for _ in range(3):  # those of one pixel do not shrink, so that others must do it again
-        covered = own.prod(-1).sum(-1)
-        factor = (budget / covered).clamp(max=1).sqrt()
-        own = (own * factor[..., None, None]).clamp(min=1)
+    covered, budget = own.prod(-1), area * shape[2] * shape[3]
+    spare = covered - 1  # what each has beyond a pixel, the same share of which is left to all
+    share = ((budget - own.shape[-2]) / spare.sum(-1).clamp(min=1e-12)).clamp(0, 1)
+    less = 1 + share[..., None] * spare
+    short = (own.amin(-1) * (less / covered).sqrt()).clamp(min=1)
+    both = torch.stack(
+        [short, (less / short).clamp(min=1)], dim=-1
+    )  # where a side of one pixel stays, the other shrinks
+    own = torch.where(own[..., :1] <= own[..., 1:], both, both.flip(-1))
     places = torch.minimum(genes[..., :2].clamp(min=0), sides - own)
     return torch.cat([places, own], dim=-1)
 

@@ -107,7 +107,7 @@ def universal_gradient(
         passes: over the images.
         batch: images a step.
         alpha: the first step's length as a share of eps; it falls to 0 along a line.
-        bound: beta, the most that an image's cross-entropy counts.
+        bound: beta, the most that an image's cross-entropy counts; without effect on a target's, which is to fall.
         dice: for the start and the order of the images.
 
     Returns:

@@ -82,20 +82,19 @@ class Layer:
 def layers(model: nn.Module, images: Tensor) -> list[Layer]:
     """How large activations are, layer by layer, over uint8 images (n, c, h, w)."""
     kept: dict[str, list[Tensor]] = {}
-    facts: dict[str, list[tuple[float, float]]] = {}
-    parts = max(1, -(-len(images) // 256))
+    facts: dict[str, list[tuple[float, int, int]]] = {}  # of each part the largest, how many are not 0, and how many
     for activations in passed(model, images):
         for name, values in activations.items():
             flat = values.flatten()
-            step = max(1, flat.numel() * parts // KEPT)
+            step = max(1, values[0].numel() * len(images) // KEPT)
             kept.setdefault(name, []).append(flat[::step].cpu())
-            facts.setdefault(name, []).append((float(flat.amax()), float((flat != 0).double().mean())))
+            facts.setdefault(name, []).append((float(flat.amax()), int(flat.count_nonzero()), flat.numel()))
     return [
         Layer(
             name=name,
             quantiles=tuple(torch.cat(values).double().quantile(torch.tensor(QUANTILES).double()).tolist()),
-            largest=max(most for most, _ in facts[name]),
-            active=100 * sum(share for _, share in facts[name]) / len(facts[name]),
+            largest=max(most for most, *_ in facts[name]),
+            active=100 * sum(active for _, active, _ in facts[name]) / sum(count for *_, count in facts[name]),
         )
         for name, values in kept.items()
     ]
