@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import look_at, within
 from miscue.cleaners.pixel_outliers import alone
@@ -19,11 +22,25 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.poisons import POISONS, Attacker
 from miscue.readers import read
+from miscue.report.audit_page import columns
 
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
     return read("digits").train
+
+
+def test_the_page_shows_a_lone_pixel_of_a_large_image() -> None:
+    images = np.zeros((2, 1, 224, 224), dtype=np.uint8)
+    marks = np.zeros((2, 224, 224), dtype=np.float32)
+    images[0, 0, 100, 7], marks[0, 100, 7] = 255, 1
+    first, _ = columns({"images": images, "marks": marks, "labels": np.array([0, 1])}, ["a", "b"])
+    assert first["place"] == "row 100, column 7"
+    shown, covered = (
+        np.asarray(Image.open(BytesIO(b64decode(uri.split(",")[1])))) for uri in (first["images"][0], first["overlay"])
+    )
+    assert int((shown == 255).sum()) == 1
+    assert int((covered.reshape(*shown.shape, 3).max(2) > 0).sum()) == 1
 
 
 def poisoned(data: Data, name: str) -> Data:

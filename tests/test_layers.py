@@ -346,3 +346,12 @@ def test_a_batch_norm_of_another_library_is_left_alone() -> None:
     with frozen(model):
         assert "forward" not in vars(model[0])
         assert bool((model(x) >= 0).all())
+
+
+def test_a_model_is_as_before_when_freezing_it_fails() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    model[1].running_var = torch.ones(3)
+    with pytest.raises(RuntimeError), frozen(model):
+        pass
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all("forward" not in vars(module) for module in model.modules())

@@ -313,6 +313,14 @@ def test_the_curve_of_a_search(tmp_path: Path) -> None:
     assert "Best fitness goes from 35.0 % to 60.0 % in 3.0 minutes" in text
 
 
+def test_all_trials_of_a_craft_are_counted(tmp_path: Path) -> None:
+    """A warm start's are not measured, but they take their time."""
+    run = make_run(tmp_path / "run", craft=False)
+    rows = [{"trial": i, "minutes": 0.1 * i} for i in range(1, 65)]
+    _write_lines(run / "craft.jsonl", [*rows, {"trial": 65, "minutes": 6.5, "held_out_accuracy": 17.0}])
+    assert "65 trials took 6.5 minutes, 1 were measured so; the lowest accuracy was 17.0 %" in _words(run)
+
+
 def test_damaged_values_do_not_stop_the_page(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     lines = [json.loads(line) for line in (run / "cells.jsonl").read_text().splitlines()]

@@ -189,13 +189,20 @@ def children(parent: int) -> list[int]:
 
 
 def test_a_killed_process_is_named_before_those_that_fell_with_it() -> None:
-    context = starting()
-    members = [context.Process(target=target, args=args) for target, args in ((os.abort, ()), (time.sleep, (100,)))]
-    for member in members:
-        member.start()
-    members[1].kill()
-    assert "process 2 of 2 was killed (SIGKILL)" in str(lost(members, None))
-    assert "process 1 of 1 was killed (SIGABRT)" in str(lost(members[:1], None))
+    gone = RuntimeError("process 1 of 2 failed: Connection closed by peer")
+    assert "process 2 of 2 was killed (SIGKILL)" in str(lost([-signal.SIGABRT, -signal.SIGKILL], [gone, None]))
+    assert "process 1 of 1 was killed (SIGABRT)" in str(lost([-signal.SIGABRT], [None]))
+    assert "ended early" in str(lost([1, 1], [None]))
+
+
+def test_what_ended_a_team_is_told_before_what_that_led_to() -> None:
+    gone, full = (
+        RuntimeError("process 1 failed: Connection closed by peer"),
+        RuntimeError("process 2 failed: no memory"),
+    )
+    assert lost([0, 0], [gone, full]) is full
+    wrong = InputError("eps must lie in (0, 1]")
+    assert lost([-signal.SIGABRT, 0, 0], [gone, full, wrong]) is wrong
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where to look for a process's children")

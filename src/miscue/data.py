@@ -15,6 +15,9 @@ from miscue.errors import InputError
 from miscue.room import LARGE, Mapped, mapping
 from miscue.team import ALONE, Team
 
+VALUES = 2**23
+"""Numbers in the images of one chunk, at most: a network's first layers hold tens of times as many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -117,6 +120,11 @@ class Splits:
     test: Data | None
     layout: Layout
     source: Path | None = None
+
+
+def portion(images: Tensor, chunk: int) -> int:
+    """How many images (n, c, h, w) to look at in one go: `chunk`, or fewer large ones."""
+    return max(1, min(chunk, VALUES // max(1, images[:1].numel())))
 
 
 def floats(images: Tensor, *, channels_last: bool = False) -> Tensor:

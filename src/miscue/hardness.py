@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats
+from miscue.data import Data, floats, portion
 from miscue.errors import InputError
 from miscue.evasions.attempt import Goal, slope
 from miscue.evasions.deepfool import deepfool
@@ -137,10 +137,10 @@ HARDNESS: dict[str, Callable[[Model, Tensor, Tensor], Tensor]] = {
 
 def ease(measure: str, model: nn.Module, data: Data) -> Tensor:
     """A measure of HARDNESS for all images of a set: float (n,) on the CPU. Ties of kappa are broken by the margin."""
-    device, found = device_of(model), []
-    for start in range(0, len(data), TOGETHER):
-        x = floats(data.images[start : start + TOGETHER].to(device), channels_last=True)
-        y = data.labels[start : start + TOGETHER].to(device)
+    device, together, found = device_of(model), portion(data.images, TOGETHER), []
+    for start in range(0, len(data), together):
+        x = floats(data.images[start : start + together].to(device), channels_last=True)
+        y = data.labels[start : start + together].to(device)
         values = HARDNESS[measure](model, x, y)
         if measure == "kappa":  # a margin maps to (0, 1): whole steps stay in order
             values = values + margin(model, x, y).sigmoid() * 0.999

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from miscue.balls import released
-from miscue.data import Data, floats
+from miscue.data import Data, floats, portion
 from miscue.errors import lookup
 from miscue.marks import MARKS, Mark
 from miscue.models.store import load_tensors, save_tensors
@@ -42,8 +42,8 @@ class Perturbation:
 
     @torch.no_grad()
     def images(self, images: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
-        """Poison uint8 images (n, c, h, w), `chunk` at a time: extra memory does not grow with n."""
-        out = torch.empty_like(images)
+        """Poison uint8 images (n, c, h, w), at most `chunk` at a time: extra memory does not grow with n."""
+        out, chunk = torch.empty_like(images), portion(images, chunk)
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
             clean = images[part].to(self.device)

@@ -12,6 +12,7 @@ import math
 import socket
 import statistics
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,8 +87,16 @@ def measured(workshop: Workshop, cell: Cell) -> dict[str, Any]:
         if drawn := {name: value for name, value in found.items() if not isinstance(value, float)}:
             line["figures"] = drawn
     except Exception as error:  # whatever it is, the rest goes on
-        line["error"] = f"{type(error).__name__}: {error}"
+        line["error"] = f"{type(error).__name__}: {error}{place(error)}"
     return line | {"seconds": round(time.monotonic() - started, 2)} | whereabouts()
+
+
+def place(error: Exception) -> str:
+    """Where an error that says nothing to a user came up."""
+    if isinstance(error, InputError):
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({Path(last.filename).name}, line {last.lineno})"
 
 
 @functools.cache

@@ -90,12 +90,15 @@ def functional_relus(model: nn.Module, data: Data) -> list[str]:
     """The modules that call ReLU as a function, in the order of their first call."""
     inside: list[str] = []
 
+    def left(module: nn.Module, inputs: object, output: object) -> None:
+        inside.pop()
+
     @contextmanager
     def named() -> Iterator[None]:
         hooks = []
         for name, module in model.named_modules():
             before = module.register_forward_pre_hook(lambda module, inputs, name=name: inside.append(name))
-            after = module.register_forward_hook(lambda module, inputs, output: inside.pop() and None, always_call=True)
+            after = module.register_forward_hook(left, always_call=True)
             hooks += [before, after]
         try:
             yield

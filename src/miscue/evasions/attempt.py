@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from miscue.data import portion
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.models.modes import Model, frozen
@@ -184,7 +185,7 @@ def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> int:
 def scored(model: Model, x: Tensor, *, chunk: int = 256) -> Tensor:
     """The scores (n, classes) of many images, without gradients."""
     with torch.no_grad():
-        return torch.cat([model(part) for part in x.split(chunk)])
+        return torch.cat([model(part) for part in x.split(portion(x, chunk))])
 
 
 def weighed(model: Model, x: Tensor) -> tuple[Tensor, int]:

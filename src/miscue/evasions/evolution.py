@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from miscue.data import portion
 from miscue.errors import InputError, lookup
 from miscue.evasions.attempt import MOST, Found, Goal
 from miscue.models.modes import Model
@@ -99,7 +100,7 @@ def judged(model: Model, x: Tensor, genes: Tensor, painted: Painted) -> Tensor:
 def in_batches(x: Tensor, genes: Tensor, painted: Painted) -> Iterator[Tensor]:
     """The candidates as images (b, c, h, w), channels last, in their order."""
     k, flat = genes.shape[1], genes.flatten(0, 1)
-    most = MOST if x.device.type == "cpu" else max(MOST, BUSY // x[0].numel())
+    most = portion(x, MOST) if x.device.type == "cpu" else max(MOST, BUSY // x[0].numel())
     for start in range(0, len(flat), most):
         some = flat[start : start + most]
         of = torch.arange(start, start + len(some), device=x.device) // k

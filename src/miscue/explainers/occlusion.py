@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miscue.covers import ALIKE, FILLS, Fill
+from miscue.data import portion
 from miscue.errors import InputError, lookup
 from miscue.explainers.slopes import score_slopes
 from miscue.images import rectangles
@@ -74,7 +75,7 @@ def occlusion(
         falls = F.avg_pool2d(spent, window, stride, divisor_override=1)
     else:
         with frozen(model), torch.inference_mode():
-            whole = said(torch.cat([model(part) for part in x.split(TOGETHER)])[:, None], y, fall)
+            whole = said(torch.cat([model(part) for part in x.split(portion(x, TOGETHER))])[:, None], y, fall)
             falls = whole.new_empty(len(x), rows * columns)
             masks = window_masks(x, window, stride)
             for images, places, scores, shown in masked_scores(model, x, filler, masks, rows * columns):
@@ -118,8 +119,9 @@ def masked_scores(
     Yields:
         (which images, which masks, scores (images, masks, classes), the images shown (images, masks, h, w, c)).
     """
-    some = math.ceil(count / math.ceil(count / TOGETHER))
-    many = max(1, TOGETHER // some)
+    together = portion(x, TOGETHER)
+    some = math.ceil(count / math.ceil(count / together))
+    many = max(1, together // some)
     for first in range(0, count, some):
         chosen = slice(first, min(first + some, count))
         mask = masks(chosen)[None]

@@ -8,20 +8,13 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats
+from miscue.data import Data, floats, portion
 from miscue.dice import Dice
 from miscue.models.modes import mode
 from miscue.models.networks import device_of
 
-VALUES = 2**23
-"""Numbers in the images of one chunk, at most: a network's first layers hold tens of times as many."""
 ENOUGH = 128
 """Images that give a batch's statistics, at least, however large they are."""
-
-
-def portion(images: Tensor, chunk: int) -> int:
-    """How many images to look at in one go: `chunk`, or fewer large ones."""
-    return max(1, min(chunk, VALUES // max(1, images[:1].numel())))
 
 
 def drawn_parts(images: Tensor, chunk: int) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miscue.data import floats
+from miscue.data import floats, portion
 from miscue.errors import InputError
 from miscue.models.bounded import BoundedLeakyReLU
 from miscue.models.modes import frozen
@@ -58,7 +58,7 @@ def watched(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 def passed(model: nn.Module, images: Tensor, *, chunk: int = 256) -> Iterator[dict[str, Tensor]]:
     """The activations of uint8 images, part by part: layer -> (part, ...); several runs of a layer side by side."""
     with frozen(model), torch.no_grad(), watched(model) as outputs:
-        for part in images.split(chunk):
+        for part in images.split(portion(images, chunk)):
             outputs.clear()
             model(floats(part.to(device_of(model)), channels_last=True))
             yield {name: in_columns(runs, len(part)) for name, runs in outputs.items()}

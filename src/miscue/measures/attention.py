@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats
+from miscue.data import Data, floats, portion
 from miscue.models.networks import device_of
 
 
@@ -16,7 +16,7 @@ def class_maps(model: nn.Module, data: Data, explainer: Callable[..., Tensor], *
 
     An image whose map is 0 everywhere counts for nothing; a class of only such images has a map of zeros.
     """
-    device = device_of(model)
+    device, chunk = device_of(model), portion(data.images, chunk)
     sums = torch.zeros(len(data.classes), *data.shape[1:])
     counts = torch.zeros(len(data.classes))
     for start in range(0, len(data), chunk):

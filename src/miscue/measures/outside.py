@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from miscue.data import floats
+from miscue.data import floats, portion
 from miscue.errors import InputError
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
@@ -25,7 +25,7 @@ def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: i
         return torch.cat(
             [
                 model(scale * floats(part.to(device_of(model)), channels_last=True)).softmax(1).amax(1).cpu()
-                for part in images.split(chunk)
+                for part in images.split(portion(images, chunk))
             ]
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from miscue.data import portion
 from miscue.dice import Dice
 from miscue.distortions import Distortion
 from miscue.errors import InputError
@@ -35,7 +36,7 @@ def robust_to(
         target: int64 (n,), what they should be taken for; anything but y if None.
         draws: of the distortion for each image; clean and attacked images meet the same ones.
         dice: for the draws.
-        chunk: images at a time.
+        chunk: images at a time, or fewer large ones.
 
     Returns:
         for each strength, in percent: "accuracy" of the clean images, "success" of the attack over all images, and
@@ -43,7 +44,7 @@ def robust_to(
     """
     if not len(x) or x.shape != attacked.shape:
         raise InputError(f"clean and attacked images must match, got {tuple(x.shape)} and {tuple(attacked.shape)}")
-    named = dice or Dice()
+    named, chunk = dice or Dice(), portion(x, chunk)
     with frozen(model):
         before = torch.cat([model(part).argmax(1) for part in x.split(chunk)])
         after = torch.cat([model(part).argmax(1) for part in attacked.split(chunk)])

@@ -40,23 +40,23 @@ def frozen(model: Model) -> Iterator[None]:
         yield
         return
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    quick: dict[nn.Module, Line | Folded] = {}
     with mode(model, train=False):
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        compiled = hasattr(model, "_orig_mod")
-        quick: dict[nn.Module, Line | Folded] = {}
-        for module in () if compiled else model.modules():
-            if straight(module):
-                quick[module] = Line(module)
-            elif sequential(module):
-                quick[module] = Folded(module)
-        for module, forward in quick.items():
-            module.forward = forward
         try:
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            compiled = hasattr(model, "_orig_mod")
+            for module in () if compiled else model.modules():
+                if straight(module):
+                    quick[module] = Line(module)
+                elif sequential(module):
+                    quick[module] = Folded(module)
+            for module, forward in quick.items():
+                module.forward = forward
             yield
         finally:
             for module in quick:
-                del module.forward
+                vars(module).pop("forward", None)
             for parameter in learning:
                 parameter.requires_grad_(True)
 

@@ -111,25 +111,40 @@ def heard(lines: list[connection.Connection], members: Sequence[BaseProcess]) ->
             elif isinstance(said, Progress):
                 yield said
             else:
-                raise lost(members, said)
+                for member in members:
+                    member.join(PATIENCE / len(members))
+                raise lost([member.exitcode or 0 for member in members], [said, *complaints(lines)])
 
 
-def lost(members: Sequence[BaseProcess], said: Exception | None) -> Exception:
-    """Why the walk ended early: a process was killed, or what one of them said.
+def complaints(lines: Sequence[connection.Connection]) -> Iterator[Exception]:
+    """What processes that have ended said of it, as far as nobody has heard it yet."""
+    for line in lines:
+        try:
+            while line.poll():
+                said = pickle.loads(line.recv_bytes())
+                if isinstance(said, Exception):
+                    yield said
+        except (EOFError, ConnectionError):
+            pass
 
-    One that SIGKILL ended comes first: the others may have ended by a signal of their own because it was gone.
+
+def lost(codes: Sequence[int], said: Sequence[Exception | None]) -> Exception:
+    """Why the walk ended early, of the processes' exit codes and of what some of them said.
+
+    First comes one that SIGKILL ended, as the others may have ended, in any way, because it was gone; then a wrong
+    input, then what does not speak of a connection, which the others lose when one of them ends.
     """
-    for member in members:
-        member.join(PATIENCE / len(members))
-    codes = [(number, member.exitcode or 0) for number, member in enumerate(members, start=1)]
-    ended = [(number, -code) for number, code in codes if code < 0]
+    ended = [(number, -code) for number, code in enumerate(codes, start=1) if code < 0]
+    reasons = [one for one in said if one is not None]
+    if reasons and signal.SIGKILL not in (how for _, how in ended):
+        return min(reasons, key=lambda one: (not isinstance(one, InputError), "onnection" in str(one)))
     if ended:
         number, how = min(ended, key=lambda one: one[1] != signal.SIGKILL)
         return InputError(
-            f"process {number} of {len(members)} was killed ({signal.Signals(how).name}); is there memory enough for "
+            f"process {number} of {len(codes)} was killed ({signal.Signals(how).name}); is there memory enough for "
             "all of them? The same command goes on from the last checkpoint, also with other --processes"
         )
-    return said or InputError(f"one of {len(members)} processes ended early; the same command goes on")
+    return InputError(f"one of {len(codes)} processes ended early; the same command goes on")
 
 
 def work(environment: dict[str, str], team: Team, place: str, line: connection.Connection, threads: int) -> None:

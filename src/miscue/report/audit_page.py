@@ -107,6 +107,13 @@ def advice(signs: dict[str, float], after: dict[str, float], data: str) -> list[
     return told
 
 
+def largest(values: np.ndarray, stride: int) -> np.ndarray:
+    """The largest of (h, w) in each square of `stride` by `stride`."""
+    for axis in (0, 1):
+        values = np.maximum.reduceat(values, np.arange(0, values.shape[axis], stride), axis=axis)
+    return values
+
+
 def columns(found: dict[str, np.ndarray], classes: list[str]) -> list[dict[str, Any]]:
     """The classes, that of the loudest pixel first: where it is, images, and how often pixels stand alone."""
     marks, labels = found["marks"], found["labels"]
@@ -114,10 +121,12 @@ def columns(found: dict[str, np.ndarray], classes: list[str]) -> list[dict[str, 
     stride = -(-max(found["images"].shape[2:]) // figures.SAMPLE_SIDE)
     made = []
     for label in np.argsort(-most, kind="stable")[:CLASSES].tolist():
-        own = [np.ascontiguousarray(image[:, ::stride, ::stride]) for image in found["images"][labels == label]]
+        place = np.unravel_index(int(marks[label].argmax()), marks[label].shape)
+        top, left = (int(at) % stride for at in place)  # so that this pixel is one of those shown
+        own = [np.ascontiguousarray(one[:, top::stride, left::stride]) for one in found["images"][labels == label]]
         if not own:
             continue
-        place = np.unravel_index(int(marks[label].argmax()), marks[label].shape)
+        loudest = np.maximum(largest(marks[label][top:, left:], stride), 0)
         made.append(
             {
                 "class": classes[label],
@@ -125,7 +134,7 @@ def columns(found: dict[str, np.ndarray], classes: list[str]) -> list[dict[str, 
                 "place": f"row {place[0]}, column {place[1]}",
                 "tone": "poisoned" if 100 * most[label] > USUAL["marks"] else "",
                 "images": [figures.png(image) for image in own],
-                "overlay": explain_page.overlay(own[0], np.maximum(marks[label][::stride, ::stride], 0), signed=False),
+                "overlay": explain_page.overlay(own[0], loudest, signed=False),
             }
         )
     return made

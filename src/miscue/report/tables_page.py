@@ -29,7 +29,7 @@ box.addEventListener("input", () => {
   }
 });
 """
-SIGNIFICANT = 2.0  # standard deviations (of the published or our own figure) from which a difference is marked
+SIGNIFICANT = 2.0  # standard deviations of our own figure from which a difference is marked
 
 
 def write(run: Path) -> Path:
@@ -109,12 +109,15 @@ def shown(record: dict[str, Any]) -> dict[str, str]:
         "published": "" if published is None else number(published, 2),
         "ours": number(record["mean"], 2) + spread,
         "difference": "" if published is None else signed(record["mean"] - published),
-        "far": "far"
-        if published is not None and abs(record["mean"] - published) > SIGNIFICANT * (record["std"] or 0)
-        else "",
+        "far": "far" if published is not None and beyond(record["mean"] - published, record["std"]) else "",
         "n": str(record["n"]),
         "note": record["note"] or "",
     }
+
+
+def beyond(difference: float, std: float | None) -> bool:
+    """Whether a difference is more than chance would make of it; of one seed alone nobody can say."""
+    return std is not None and abs(difference) > SIGNIFICANT * std
 
 
 def plain(value: object) -> str:
