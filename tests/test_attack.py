@@ -56,7 +56,9 @@ def test_help_says_what_every_option_is(name: str) -> None:
     for option in method_options(EVASIONS[name], hidden=HIDDEN):
         words = option.annotation.__metadata__[0].help
         assert not words.startswith("Default"), option.name
-        assert f"Default {inspect.signature(EVASIONS[name]).parameters[option.name].default}" in words
+        usual = inspect.signature(EVASIONS[name]).parameters[option.name].default
+        shown = f"{usual:g}" if isinstance(usual, float) else str(usual)
+        assert f"Default: {shown}." in words or not shown
 
 
 @pytest.mark.parametrize("name", QUICK)

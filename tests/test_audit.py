@@ -22,7 +22,7 @@ from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.poisons import POISONS, Attacker
 from miscue.readers import read
-from miscue.report.audit_page import columns
+from miscue.report.audit_page import advice, columns
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,16 @@ def test_what_nothing_can_learn_is_no_cue(digits: Data) -> None:
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     found = probed(replace(digits, labels=digits.labels[order]))
     assert found.held_out < 25
+    assert set(found.signs) == {"marks"}
     assert beyond(found.signs) == []
+    told = advice(found.signs, found.after, "digits")
+    assert any("no better than guessing" in text for text in told)
+
+
+def test_few_images_are_looked_at_for_longer(digits: Data) -> None:
+    found = probed(digits.take(slice(0, 240)))
+    assert found.held_out > found.guessing + 20
+    assert set(found.signs) == {"marks", "simple", "fall"}
 
 
 def test_changes_leave_images_alike(digits: Data) -> None:

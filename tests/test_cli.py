@@ -265,7 +265,7 @@ def test_help_names_every_option_with_its_default() -> None:
     text = " ".join(miscue("poison", "deepconfuse", "--help", env=os.environ | {"COLUMNS": "200"}).stdout.split())
     for words in (
         "--generator-lr",
-        "Default 0.0001",
+        "Default: 0.0001",
         "--label-map",
         "--alpha",
         "--preset",

@@ -288,7 +288,12 @@ class Copy:
                 line = following(file)
                 if line is None:
                     tally = Tally()
-                    piece.make(folder, tally)
+                    try:
+                        piece.make(folder, tally)
+                    except InputError:
+                        if not done:  # nothing to go on from
+                            shutil.rmtree(work, ignore_errors=True)
+                        raise
                     line = added(file, {"piece": piece.about, **asdict(tally)})
                 elif line["piece"] != piece.about:
                     raise InputError(f"{self.source} has changed since {work} was begun; add --overwrite to start anew")

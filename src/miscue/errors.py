@@ -19,5 +19,5 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return table[name]
     except KeyError:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(table)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(filter(None, table))}"
         raise InputError(f"unknown {kind} {name!r}; {hint}") from None

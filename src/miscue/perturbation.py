@@ -55,15 +55,16 @@ class Perturbation:
         """The same perturbation, working on `device`."""
         return replace(self, mark=self.mark.to(device), device=str(device))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""
         tensors, facts = self.mark.packed()
         (name,) = (name for name, kind in MARKS.items() if isinstance(self.mark, kind))
-        save_tensors(path, tensors, kind="perturbation", mark=name, eps=self.eps, settings=self.settings, **facts)
+        save_tensors(Path(path), tensors, kind="perturbation", mark=name, eps=self.eps, settings=self.settings, **facts)
 
     @staticmethod
-    def load(path: Path) -> Perturbation:
+    def load(path: str | Path) -> Perturbation:
         """Read what `save` wrote; InputError where the file is missing, damaged or of another kind."""
+        path = Path(path)
         tensors, facts = load_tensors(path, kind="perturbation")
         mark = lookup(MARKS, facts.get("mark", ""), "mark").unpacked(tensors, facts, path)
         return Perturbation(mark=mark, eps=facts["eps"], settings=facts["settings"])

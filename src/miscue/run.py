@@ -108,7 +108,6 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
     Raises:
         InputError: what is there is of another setting or damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     what = {name: value for name, value in options.items() if name != "processes"}  # how many is no part of it
     asked = {"poison": poison.__name__, "data": fingerprint(data), "options": what}  # type: ignore[attr-defined]
     who = {name: value for name, value in asdict(replace(attacker, device="any")).items() if name != "team"}
@@ -126,10 +125,13 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
         known = known[: facts["trials"]]
     else:
         known = []
-    rewrite(log, known)
     before = known[-1]["minutes"] if known else 0.0
-    started = time.monotonic()
+    started, first = time.monotonic(), True
     for progress in poison.steps(data, attacker, **options, resume=state):
+        if first:  # what is refused leaves nothing behind
+            folder.mkdir(parents=True, exist_ok=True)
+            rewrite(log, known)
+            first = False
         reached, fact = progress.checkpoint, None
         if reached is not None:
             fact = {"trial": len(known) + 1, "minutes": before + (time.monotonic() - started) / 60}
@@ -207,7 +209,7 @@ def worked(todo: Sequence[Contest], jobs: int) -> Iterator[Tick]:
 
 
 ASKED = ("repeats", "conditions")  # what may be asked for anew of a run that is there
-IDENTITY = ("kind", "clean_sha256", "poisoned_sha256", "victims", "label_map", "eps")
+IDENTITY = ("kind", "clean_sha256", "poisoned_sha256", "victims", "label_map", "eps", "test")
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ WRITERS: dict[str, Callable[[Splits, Path], None]] = {
 
 
 def write(
-    splits: Splits, out: Path, *, manifest: dict[str, Any], overwrite: bool = False, layout: str | None = None
+    splits: Splits, out: str | Path, *, manifest: dict[str, Any], overwrite: bool = False, layout: str | None = None
 ) -> None:
     """Write `splits` to the folder `out`; reading `out` gives equal images, labels, classes and order.
 
@@ -63,6 +63,7 @@ def write(
         InputError: `out` exists, or holds what is read from; an unknown layout; images that it cannot hold.
         OSError: what the file system raises, e.g. ENOSPC; nothing is left behind.
     """
+    out = Path(out)
     if layout is not None and layout != splits.layout.kind:
         splits = replace(splits, layout=Layout(kind=layout))
     store = lookup(WRITERS, splits.layout.kind, "layout")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from miscue.cli import console
+from miscue.cli.meeting import clean_images
 from miscue.cli.options import DATA, DEBUG, DEVICE, JSON, OVERWRITE, RESIZE, SEED, THREADS, command_line, device
 from miscue.data import Data
 from miscue.detectors.poison_probe import FEWEST, USUAL, Probed, beyond, probe
@@ -83,22 +84,14 @@ def audit(
             audit_page.write(folder)
         loud = beyond(probed.signs)
         for name, value in probed.signs.items():
-            console.say(
-                f"{name:7} {value:6.1f}  {'BEYOND' if name in loud else 'as'} clean sets, up to {USUAL[name]:g}"
-            )
+            unit = "points" if name in audit_page.POINTS else "%"
+            said = "BEYOND" if name in loud else "as"
+            console.say(f"{name:7} {value:6.1f} {unit:6}  {said} clean sets, up to {USUAL[name]:g}")
         for text in audit_page.advice(probed.signs, probed.after, data):
             console.say(text)
         console.say(f"{out / 'report.html'}: the page")
         if json_:
             console.emit({"out": str(out), "n": len(some), **row, "beyond": loud})
-
-
-def clean_images(name: str | None, own: Data | None, resize: int | None) -> Data | None:
-    """The test images of the set of that name, its training images where it has none, or the data's own ones."""
-    if name is None:
-        return own
-    splits = read(name, resize=resize)
-    return splits.train if splits.test is None else splits.test
 
 
 def pictures(data: Data) -> dict[str, Any]:

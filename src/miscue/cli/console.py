@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,9 +38,18 @@ def emit(row: dict[str, Any]) -> None:
 @contextmanager
 def guarded(*, debug: bool) -> Iterator[None]:
     """Turn bad input and failures of the machine into one line and an exit code; `debug` lets them through."""
-    if debug:
-        yield
-        return
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where, **more: say(f"miscue: note: {message}")
+        if debug:
+            yield
+            return
+        with failures():
+            yield
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Bad input and failures of the machine as one line and an exit code."""
     try:
         yield
     except InputError as error:

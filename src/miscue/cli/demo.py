@@ -68,13 +68,6 @@ def demo(
             seed=seed,
             device=device(device_, threads),
         )
-        means = {
-            r["row"]["condition"]: r["mean"] for r in lines(run / "records.jsonl") if r["measure"] == "test_accuracy"
-        }
-        console.say(
-            f"Trained on the originals a network reads {means['clean']:.1f} % of the test images right, "
-            f"trained on the poisoned copy {means['poisoned']:.1f} %."
-        )
         console.say(f"Look at {(run / 'report.html').resolve()}")
         if json_:
             for record in lines(run / "records.jsonl"):

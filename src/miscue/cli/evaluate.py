@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from miscue.balls import linf
 from miscue.cli import console
+from miscue.cli.meeting import clean_images
 from miscue.cli.options import (
     DATA,
     DEBUG,
@@ -81,6 +82,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            help="Clean images to score on, a set's name or path; default: CLEAN's own test images.", show_default=False
+        ),
+    ] = None,
     resize: RESIZE = None,
     memory: MEMORY = HELD,
     seed: SEED = 0,
@@ -103,12 +110,14 @@ def evaluate(
         folder = out or Path(f"{poisoned.rstrip('/')}.run")
         if overwrite:
             shutil.rmtree(folder, ignore_errors=True)
+        originals = read(clean, resize=resize, room=room_in(folder / "images" / "clean", memory))
         evaluate_sets(
-            read(clean, resize=resize, room=room_in(folder / "images" / "clean", memory)),
+            replace(originals, test=clean_images(test, originals.test, resize)),
             read(poisoned, room=room_in(folder / "images" / "poisoned", memory)),
             folder,
             clean_name=clean,
             poisoned_name=poisoned,
+            test_name=test,
             victims=victims,
             repeats=repeats,
             conditions=conditions,
@@ -140,13 +149,16 @@ def evaluate_sets(
     perturbation: Path,
     seed: int,
     device: str,
+    test_name: str | None = None,
     conditions: str = "clean,poisoned",
     precision: str | None = None,
     jobs: int = 0,
 ) -> None:
     """Evaluate into `folder` and write its page."""
     if clean.test is None:
-        raise InputError(f"{clean_name} has no test set; evaluation needs clean test images")
+        raise InputError(f"{clean_name} has no test set; name clean images of the same classes with --test")
+    if (clean.test.classes, clean.test.shape) != (clean.train.classes, clean.train.shape):
+        raise InputError(f"{test_name or clean_name}: its images or classes are others than those of training")
     precision = precision and settled(precision, device)
     chosen = {name: victim(name, epochs, precision) for name in victims.split(",")}
     manifest = manifest_of(poisoned)
@@ -174,6 +186,7 @@ def evaluate_sets(
             name: {key: value for key, value in asdict(victim).items() if key != "loss"}
             for name, victim in chosen.items()
         },
+        "test": test_name,
         "conditions": [arena.condition for arena in asked],
         "repeats": repeats,
     } | provenance(command_line(), device)
@@ -194,7 +207,21 @@ def evaluate_sets(
         jobs=1 if device != "cpu" else jobs or cores(),
     )
     console.follow(ticks, "evaluating", cell_words)
+    run = page.load(folder)
+    for name in run.victims:
+        console.say(f"{name}: {accuracies_in_words(page.stats(run, name))}")
+    console.say(page.verdict(run))
     console.say(f"{page.write(folder)}: the page")
+
+
+def accuracies_in_words(stats: dict[str, dict[str, page.Stat]]) -> str:
+    """What is read of the test images after training on either copy."""
+    places = {"clean": "the originals", "poisoned": "the poisoned copy"}
+    told = []
+    for condition, stat in stats.get("test_accuracy", {}).items():
+        spread = "" if stat.std is None else f" ± {stat.std:.2f}"
+        told.append(f"{stat.mean:.2f}{spread} % of the test images right after training on {places[condition]}")
+    return ", ".join(told)
 
 
 def manifest_of(poisoned: Splits) -> dict[str, Any]:

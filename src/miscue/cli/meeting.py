@@ -37,10 +37,21 @@ def changeable(model: Path, data: str, *, resize: int | None) -> tuple[nn.Module
     Raises:
         InputError: no such model, or one that is for other images or classes.
     """
+    refuse_foreign(model)
     net, facts = load_model(model)
     splits, plan = read(data, resize=resize), facts["plan"]
     refuse_stranger(plan["options"].get("classes"), tuple(plan["shape"]), splits.train, str(model), data)
     return net, facts, splits
+
+
+def refuse_foreign(model: Path) -> None:
+    """Raise an InputError where FILE.py:NAME is given to what saves the model again, which takes a plan of ours."""
+    file, colon, _ = str(model).rpartition(":")
+    if colon and file.endswith(".py"):
+        raise InputError(
+            f"{model}: only networks saved by miscue train are changed and saved again here; in Python, `bound` and "
+            "`feature_norm` of miscue.defences change any"
+        )
 
 
 def refuse_stranger(classes: int | None, shape: tuple[int, ...] | None, data: Data, model: str, name: str) -> None:
@@ -60,7 +71,17 @@ def fits(source: Source, data: Data, model: str, name: str) -> None:
                 scores = source.model(floats(data.images[:1]))
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{model} cannot take images {data.shape} of {name}: {error}") from None
+        if not bool(scores.isfinite().all()):
+            raise InputError(f"{model} gives scores that are no numbers")
         if scores.shape != (1, len(data.classes)):
             raise InputError(
                 f"{model} gives scores {tuple(scores.shape)} for an image, {name} has {len(data.classes)} classes"
             )
+
+
+def clean_images(name: str | None, own: Data | None, resize: int | None) -> Data | None:
+    """The test images of the set of that name, its training images where it has none, or the data's own ones."""
+    if name is None:
+        return own
+    splits = read(name, resize=resize)
+    return splits.train if splits.test is None else splits.test

@@ -114,7 +114,8 @@ def method_options(
         if parameter.name in names:
             text += f" One of: {', '.join(names[parameter.name])}."
         if usual is not None:
-            text += f" Default: {default}." if default else f" Default {usual}."
+            shown = default or (f"{usual:g}" if isinstance(usual, float) else usual)
+            text += f" Default: {shown}." if shown != "" else ""
         flag = f"--{parameter.name.replace('_', '-')}"
         if kind is float:
             option = typer.Option(flag, help=text, parser=fraction, metavar="NUMBER", show_default=False)

@@ -59,7 +59,10 @@ def common(
     data: DATA,
     out: OUT,
     preset: Annotated[
-        str, typer.Option(help=f"Setting to start from: {NAMES}; options given beside it win.")
+        str,
+        typer.Option(
+            help=f"Setting to start from: {NAMES}; DeepConfuse's own takes hours. Options given beside it win."
+        ),
     ] = "paper",
     surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="The surrogate's learning rate.", show_default=False)] = None,
@@ -223,6 +226,7 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
         f"at most {manifest['changed_pixels']} in an image"
     )
     console.say(f"{kept}: the perturbation; keep it to yourself")
+    console.say(f"{out / 'manifest.json'}: how the copy was made; who has it and the originals can make it again")
     if json_:
         console.emit({"out": str(out), "perturbation": str(kept), **manifest})
 
@@ -237,7 +241,7 @@ def trial_words(fact: dict[str, Any]) -> str:
         best = f"best candidate so far {fact['best_fitness']:.1f}"
         return f"generation {start}: gap {fact['fitness']:.1f} points, {best}{lost}"
     if "held_out_accuracy" not in fact:
-        return f"trial {start}: nothing to measure yet"
+        return f"trial {start}"
     hits = fact.get("held_out_hit_rate")
     tail = "" if hits is None else f", {hits:.1f} % hits"
     return (

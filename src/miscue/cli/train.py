@@ -13,7 +13,7 @@ import typer
 from torch import nn
 
 from miscue.cli import console
-from miscue.cli.meeting import refuse_stranger
+from miscue.cli.meeting import refuse_foreign, refuse_stranger
 from miscue.cli.options import (
     DATA,
     DEBUG,
@@ -134,6 +134,7 @@ def begun(victim: str | None, start: Path | None) -> tuple[Victim, Plan | None, 
         return network(victim or "cnn"), None, None
     if victim:
         raise InputError("--start says which network it is, so leave --victim out")
+    refuse_foreign(start)
     model, facts = load_model(start)
     plan = Plan(**facts["plan"])
     return network(plan.name), plan, model

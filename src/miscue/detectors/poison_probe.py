@@ -14,8 +14,9 @@ is proof, if what is trusted is of the same kind as the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ HELD_OUT = 5  # every so many-th image is
 LARGE = 64  # pixels of a side from which the network is one that halves its maps five times
 LINEAR = Recipe(optimizer="adam", lr=1e-3, epochs=10, batch_size=64, schedule="cosine")
 NETWORK = Recipe(optimizer="adam", lr=3e-3, epochs=6, batch_size=64, schedule="cosine", precision="auto")
+STEPS = 300  # of a training, at least: of few images there are more passes
 
 
 def softened(data: Data, *, strength: float = 0.7) -> Data:
@@ -65,20 +67,27 @@ class Probed:
 
     marks: float (classes, h, w), the share of a class's images in which the pixel stands alone, less that of others.
     held_out, linear: accuracy in percent of the network and of a linear classifier on images of the set held out.
+    guessing: what naming the largest class each time gets right of those, and three standard deviations more.
     after: the network's accuracy after each change. trusted: its accuracy on images to be trusted, None without any.
     """
 
     marks: Tensor
     held_out: float
     linear: float
+    guessing: float
     after: dict[str, float]
     trusted: float | None
 
     @property
     def signs(self) -> dict[str, float]:
-        """The signs in percent or points, in the order of USUAL; no gap where nothing is trusted."""
-        found = {
-            "marks": 100 * max(0.0, float(self.marks.max())),
+        """The signs in percent or points, in the order of USUAL; no gap where nothing is trusted.
+
+        Of a network that has learned no more than to guess there are the marks alone.
+        """
+        found = {"marks": 100 * max(0.0, float(self.marks.max()))}
+        if self.held_out <= self.guessing:
+            return found
+        found |= {
             "simple": 100 * self.linear / max(self.held_out, LEARNED),
             "fall": self.held_out - min(self.after.values()),
         }
@@ -120,12 +129,13 @@ def probe(data: Data, dice: Dice, *, trusted: Data | None = None, device: str = 
         raise InputError(f"{len(data)} images are too few to learn from; a probe takes {FEWEST} or more")
     rest = torch.arange(len(data)) % HELD_OUT != HELD_OUT - 1
     train, held = (data.take(some.nonzero()[:, 0]) for some in (rest, ~rest))
-    total = 1 + LINEAR.epochs + NETWORK.epochs + len(CHANGES)
+    linear, deep = (replace(one, epochs=max(one.epochs, passes(train, one))) for one in (LINEAR, NETWORK))
+    total = 1 + linear.epochs + deep.epochs + len(CHANGES)
     marks = lone_pixels(data)
     yield Look(done=1, total=total)
     body = "conv5" if min(data.shape[1:]) >= LARGE else "cnn-padded"
     read, done = {}, 1
-    for name, recipe in (("linear", LINEAR), (body, NETWORK)):
+    for name, recipe in (("linear", linear), (body, deep)):
         plan = Plan(name=name, shape=data.shape, options={"classes": len(data.classes)})
         model = placed(build(plan, dice.named(name)), device)
         for epoch in fitting(model, train.near(device), recipe, dice.named(name, "training")):
@@ -142,10 +152,22 @@ def probe(data: Data, dice: Dice, *, trusted: Data | None = None, device: str = 
         marks=marks,
         held_out=read[body],
         linear=read["linear"],
+        guessing=guessing(held),
         after=after,
         trusted=None if trusted is None else accuracy(model, trusted),
     )
     yield Look(done=total, total=total, found=found)
+
+
+def passes(train: Data, recipe: Recipe) -> int:
+    """How many make up `STEPS`."""
+    return math.ceil(STEPS * recipe.batch_size / len(train))
+
+
+def guessing(data: Data) -> float:
+    """The most that naming the largest class each time may be expected to get right, in percent."""
+    share = float(data.labels.bincount().max()) / len(data)
+    return 100 * min(1.0, share + 3 * math.sqrt(share * (1 - share) / len(data)))
 
 
 def lone_pixels(data: Data) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def made_by(path: Path, name: str) -> Any:
     """What a Python file calls `name`, or what that makes where it is a function or a class."""
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(f"miscue_user_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"miscue_user_{path.stem}", path.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -78,7 +79,9 @@ def made_by(path: Path, name: str) -> Any:
     except (InputError, OSError):
         raise
     except Exception as error:
-        raise InputError(f"{path} fails: {type(error).__name__}: {error}") from error
+        own = [at.lineno for at in traceback.extract_tb(error.__traceback__) if Path(at.filename) == path.resolve()]
+        place = f"{path}, line {own[-1]}," if own else f"{name} of {path}"
+        raise InputError(f"{place} fails: {type(error).__name__}: {error}; --debug shows more") from error
 
 
 def digest(model: nn.Module, path: Path) -> str:

@@ -62,12 +62,13 @@ def load_tensors(path: Path, *, kind: str) -> tuple[dict[str, torch.Tensor], dic
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    hint = "; a network of another library is given as FILE.py:NAME, what makes it" if kind == "model" else ""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+        raise InputError(f"{path} is not a readable safetensors file: {error}{hint}") from error
     found = metadata.pop("kind", None)
     if metadata.pop("format", None) != FORMAT or found != kind:
         raise InputError(f"{path} holds {found or 'no miscue data'}, not a {kind}")

@@ -71,7 +71,7 @@ def zoo(name: str) -> Callable[..., nn.Module] | None:
         InputError: there is no such network, or torchvision is not installed or does not fit PyTorch.
     """
     library, colon, own = name.partition(":")
-    if not colon:
+    if not colon or library.endswith(".py"):
         return None
     fit = lookup(ZOO, name, "network")
     try:

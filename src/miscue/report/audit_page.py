@@ -26,6 +26,9 @@ SAID = {
 """The name of a sign on the page, what its number is of, and what it says where it is beyond the usual."""
 
 
+POINTS = ("fall", "gap")  # signs that are differences of accuracies
+
+
 def write(run: Path) -> Path:
     """Write `report.html` into the folder `run` of an audit and return its path.
 
@@ -67,6 +70,8 @@ def verdict(signs: dict[str, float]) -> list[tuple[str, str]]:
     """The outcome in a sentence, in pieces: (text, the tone of a number or "")."""
     loud = beyond(signs)
     if not loud:
+        if "simple" not in signs:
+            return [("No pixel", "clean"), (" gives a class away; of the other signs nothing can be said.", "")]
         return [("None", "clean"), (f" of {len(signs)} signs of poison is beyond what clean sets show.", "")]
     what = ", ".join(SAID[name][2] for name in loud)
     return [
@@ -78,10 +83,9 @@ def verdict(signs: dict[str, float]) -> list[tuple[str, str]]:
 def tile(name: str, value: float) -> dict[str, str]:
     """A sign as a key figure."""
     label, of, _ = SAID[name]
-    points = name in ("fall", "gap")
     return {
         "label": label,
-        "value": number(value) if points else percent(value),
+        "value": number(value) if name in POINTS else percent(value),
         "note": f"{of}; clean sets: up to {USUAL[name]:g}",
         "tone": "poisoned" if value > USUAL[name] else "clean",
     }
@@ -102,7 +106,12 @@ def advice(signs: dict[str, float], after: dict[str, float], data: str) -> list[
         told.append(
             "A linear classifier does as well as a network: a simple set or a poisoned one, trusted images tell."
         )
-    if "gap" not in signs:
+    if "simple" not in signs:
+        told.append(
+            "The network reads held-out images no better than guessing does: it says nothing of poison. Give more "
+            "images, or others: some sets are too hard for it."
+        )
+    elif "gap" not in signs:
         told.append("No image was trusted, so that nothing is proved: give some clean ones with --trusted.")
     return told
 
