@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -101,6 +102,39 @@ def test_evaluate_writes_records_and_a_page_and_resumes(npz: Path, poisoned: Pat
     (tmp_path / "run" / "report.html").unlink()
     within("report", tmp_path / "run")
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_folder_without_a_test_set_is_scored_on_another(tmp_path: Path) -> None:
+    data = striped(60)
+    for name, some in (
+        ("flat", data),
+        ("copy", data.with_images(data.images.roll(-1, 0))),
+        ("other", striped(30, seed=7)),
+    ):
+        for number, (image, label) in enumerate(zip(some.images, some.labels.tolist(), strict=True)):
+            (tmp_path / name / some.classes[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(tmp_path / name / some.classes[label] / f"{number:02}.png")
+    words = [
+        "evaluate",
+        tmp_path / "flat",
+        tmp_path / "copy",
+        "--victims",
+        "cnn-small",
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+    ]
+    refused = within(*words, check=False)
+    assert refused.exit_code == 2
+    assert "has no test set; name clean images of the same classes with --test" in refused.stderr
+    done = within(*words, "--epochs", "8", "--test", tmp_path / "other")
+    assert re.search(
+        r"cnn-small: [\d.]+ ± [\d.]+ % of the test images right after training on the originals, ", done.stderr
+    )
+    assert "trained on the poisoned copy" in done.stderr
+    wrong = within(*words, "--test", "digits", check=False)
+    assert "digits: its images or classes are others" in wrong.stderr
 
 
 def test_evaluate_on_one_condition_alone_and_then_on_both(npz: Path, poisoned: Path, tmp_path: Path) -> None:
@@ -201,6 +235,8 @@ BAD = [
     (["poison", "deepconfuse", "minst", "OUT"], "mnist"),
     (["poison", "deepconfuse", "digits", "OUT", "--eps", "0"], "eps must lie in (0, 1]"),
     (["poison", "deepconfuse", "digits", "OUT", "--eps", "1.5"], "eps must lie in (0, 1]"),
+    (["poison", "deepconfuse", "digits", "OUT", "--eps", "0.003"], "less than one grey level"),
+    (["poison", "deepconfuse", "digits", "OUT", "--trials", "0"], "must be positive"),
     (["poison", "deepconfuse", "digits", "OUT", "--preset", "fsat"], "did you mean fast"),
     (["poison", "deepconfuse", "digits", "OUT", "--surrogate", "cnm"], "did you mean cnn"),
     (["poison", "deepconfuse", "digits", "OUT", "--label-map", "1,2"], "one target for each of the 10"),
@@ -210,6 +246,9 @@ BAD = [
     (["poison", "apply", "nothing.safetensors", "digits", "OUT"], "no such file"),
     (["evaluate", "digits", "digits", "--victims", "cn"], "did you mean cnn"),
     (["evaluate", "digits", "nowhere"], "nowhere"),
+    (["evaluate", "digits", "digits", "--victims", "net.py:make"], "unknown victim 'net.py:make'; known: cnn"),
+    (["harden", "bounded", "net.py:make", "digits", "OUT"], "only networks saved by miscue train"),
+    (["harden", "adversarial", "digits", "OUT", "--start", "net.py:make"], "only networks saved by miscue train"),
     (["evaluate", "digits", "digits", "--conditions", "poison"], "did you mean poisoned"),
     (["report", "nowhere"], "not the folder of a run"),
     (["train", "digits", "OUT", "--optimizer", "sdg"], "did you mean sgd"),
@@ -228,7 +267,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.rglob("*") if "out.run" not in path.parts], "nothing is left behind"
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

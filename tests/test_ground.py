@@ -147,7 +147,8 @@ def test_label_maps(rule: str, eta: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"), [("1,2", "one target for each"), ("1,2,3", "outside 0..2"), ("x+1", "neither a shift")]
+    ("rule", "words"),
+    [("1,2", "one target for each"), ("1,2,3", "outside 0..2"), ("x+1", "neither a shift"), ("y+6", "as it is")],
 )
 def test_what_is_no_label_map(rule: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
@@ -157,6 +158,8 @@ def test_what_is_no_label_map(rule: str, words: str) -> None:
 def test_checked_map_refuses_negatives() -> None:
     with pytest.raises(InputError, match="target -1"):
         checked_map((0, -1), 2)
+    with pytest.raises(InputError, match=r"label_map\('y\+1', 2\) makes one"):
+        checked_map("y+1", 2)
 
 
 def test_unlikelihood_is_minus_log_of_one_minus_p() -> None:

@@ -168,6 +168,7 @@ def test_names_sizes_and_kinds_of_pictures(tmp_path: Path) -> None:
     assert 0 < linf(old["cat/70.png"][None], new["cat/70.png"][None]) <= EPS
     with pytest.raises(InputError, match=r"0\.png has 3 channels, this perturbation is for 1"):
         made(tmp_path / "in", tmp_path / "grey", perturbation=noisy(1))
+    assert not (tmp_path / ".grey.part").exists()
 
 
 def test_resized_copies(tmp_path: Path) -> None:
