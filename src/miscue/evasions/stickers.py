@@ -161,9 +161,8 @@ def inside(genes: Tensor, shape: torch.Size, area: float) -> Tensor:
     share = ((budget - own.shape[-2]) / spare.sum(-1).clamp(min=1e-12)).clamp(0, 1)
     less = 1 + share[..., None] * spare
     short = (own.amin(-1) * (less / covered).sqrt()).clamp(min=1)
-    both = torch.stack(
-        [short, (less / short).clamp(min=1)], dim=-1
-    )  # where a side of one pixel stays, the other shrinks
+    long = (less / short).clamp(min=1)  # where the short side stays a pixel, the long one shrinks the more
+    both = torch.stack([short, long], dim=-1)
     own = torch.where(own[..., :1] <= own[..., 1:], both, both.flip(-1))
     places = torch.minimum(genes[..., :2].clamp(min=0), sides - own)
     return torch.cat([places, own], dim=-1)
