@@ -218,7 +218,8 @@ def deepconfuse(
     Raises:
         InputError: an unknown name, a number out of range, a label map that is none.
     """
-    levels(eps)
+    if not levels(eps):
+        raise InputError(f"eps {eps:g} is less than one grey level, 1/255 = 0.0039: no image could change")
     if min(trials, steps, warm_up, online_trials, beyond, patience) < 0:
         raise InputError("trials, steps, warm_up, online_trials, beyond and patience must not be negative")
     if not min(trials + warm_up + online_trials, pool, generator_lr, alpha, reach) > 0:
