@@ -236,7 +236,7 @@ BAD = [
     (["poison", "deepconfuse", "digits", "OUT", "--eps", "0"], "eps must lie in (0, 1]"),
     (["poison", "deepconfuse", "digits", "OUT", "--eps", "1.5"], "eps must lie in (0, 1]"),
     (["poison", "deepconfuse", "digits", "OUT", "--eps", "0.003"], "less than one grey level"),
-    (["poison", "deepconfuse", "digits", "OUT", "--trials", "0"], "must be positive"),
+    (["poison", "deepconfuse", "digits", "OUT", "--trials", "0"], "must not all be 0"),
     (["poison", "deepconfuse", "digits", "OUT", "--preset", "fsat"], "did you mean fast"),
     (["poison", "deepconfuse", "digits", "OUT", "--surrogate", "cnm"], "did you mean cnn"),
     (["poison", "deepconfuse", "digits", "OUT", "--label-map", "1,2"], "one target for each of the 10"),

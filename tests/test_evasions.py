@@ -491,7 +491,7 @@ def test_a_patch_begins_several_times(model: nn.Module, digits: tuple[Tensor, Te
     assert len(one.loss) == len(many.loss) == 20
     assert int(one.queries.sum()) == 10 * 20
     assert int(many.queries.sum()) == 10 * (20 + 3 * 2) + 60 * 4
-    with pytest.raises(InputError, match="all other numbers positive"):
+    with pytest.raises(InputError, match="starts must be positive, got 0"):
         patch(model, x, y, starts=0)
 
 

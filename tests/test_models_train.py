@@ -241,8 +241,8 @@ def test_divergence_is_an_error_not_a_nan_model(data: Data) -> None:
         ({"optimizer": "sdg"}, "did you mean sgd"),
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"precision": "half"}, "unknown precision"),
-        ({"lr": 0}, "lr > 0"),
-        ({"epochs": 0}, "epochs >= 1"),
+        ({"lr": 0}, "lr must be positive, got"),
+        ({"epochs": 0}, "epochs must be positive, got 0"),
     ],
 )
 def test_recipes_refuse_nonsense(change: dict, words: str) -> None:

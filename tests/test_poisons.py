@@ -356,7 +356,7 @@ def test_the_gaps_of_a_set_sorted_by_class_are_those_of_all_classes(data: Data) 
         ("single-pixel", {"interest": 0.99}, "free pixels, 2 are left"),
         ("single-pixel", {"images": 300}, "of 240 training images"),
         ("single-pixel", {"images": 2}, "cannot show all of 3 classes"),
-        ("single-pixel", {"images": -1}, "not negative"),
+        ("single-pixel", {"images": -1}, "images must not be negative, got -1"),
         ("single-pixel", {"generations": 0}, "must be positive"),
     ],
 )

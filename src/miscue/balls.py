@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miscue.errors import InputError
+from miscue.errors import InputError, share_of_one
 
 
 def levels(eps: float) -> int:
     """The largest whole number of grey levels (0..255) within an L-infinity budget `eps` on the [0, 1] scale."""
-    if not 0 < eps <= 1:
-        raise InputError(f"eps must lie in (0, 1], got {eps:g}")
+    share_of_one(eps=eps)
     return int(eps * 255 + 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The one exception for bad input, and the look-up that offers the near names."""
+"""The one exception for bad input, the look-up that offers the near names, and numbers that are out of range."""
 
 from __future__ import annotations
 
@@ -21,3 +21,24 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(filter(None, table))}"
         raise InputError(f"unknown {kind} {name!r}; {hint}") from None
+
+
+def positive(**numbers: float) -> None:
+    """Raise an InputError that names the first of the numbers that is not above 0."""
+    for name, value in numbers.items():
+        if not value > 0:
+            raise InputError(f"{name} must be positive, got {value:g}")
+
+
+def not_negative(**numbers: float) -> None:
+    """Raise an InputError that names the first of the numbers that is below 0."""
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise InputError(f"{name} must not be negative, got {value:g}")
+
+
+def share_of_one(**numbers: float) -> None:
+    """Raise an InputError that names the first of the numbers that does not lie in (0, 1]."""
+    for name, value in numbers.items():
+        if not 0 < value <= 1:
+            raise InputError(f"{name} must lie in (0, 1], got {value:g}")

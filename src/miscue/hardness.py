@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.data import Data, floats, portion
-from miscue.errors import InputError
+from miscue.errors import InputError, positive
 from miscue.evasions.attempt import Goal, slope
 from miscue.evasions.deepfool import deepfool
 from miscue.models.modes import Model, frozen
@@ -78,8 +78,7 @@ def smallest_eps(
         steps: each of 2.5 / steps of the radius.
         halvings: of the bracket; the answer is good to most / 2^halvings.
     """
-    if not most > 0 or min(steps, halvings) < 1:
-        raise InputError("most, steps and halvings must be positive")
+    positive(most=most, steps=steps, halvings=halvings)
     low, high = torch.zeros(len(x), device=x.device), torch.full((len(x),), most, device=x.device)
     with frozen(model):
         with torch.no_grad():

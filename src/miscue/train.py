@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from miscue.covers import FILLS, covered
 from miscue.data import Batch, Data, batches
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, not_negative, positive
 from miscue.formation import staged
 from miscue.images import rectangles
 from miscue.losses import Loss, plain
@@ -72,14 +72,10 @@ class Recipe:
         lookup(dict.fromkeys(SCHEDULES), self.schedule, "schedule")
         lookup(dict.fromkeys(PRECISIONS), self.precision, "precision")
         lookup(FILLS, self.fill, "fill")
-        if min(self.shift, self.holes) < 0 or self.hole < 1:
-            raise InputError("shift and holes must not be negative, hole must be positive")
+        not_negative(shift=self.shift, holes=self.holes)
+        positive(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, hole=self.hole)
         if not 0 <= self.scenes <= 1:
             raise InputError(f"scenes is a share of the images, between 0 and 1, got {self.scenes:g}")
-        if not self.lr > 0 or self.epochs < 1 or self.batch_size < 1:
-            raise InputError(
-                f"a recipe needs lr > 0, epochs >= 1, batch_size >= 1; got {self.lr}, {self.epochs}, {self.batch_size}"
-            )
 
     @property
     def unusual(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from miscue.balls import onto, within
 from miscue.data import Batch
-from miscue.errors import InputError
+from miscue.errors import positive
 from miscue.evasions.attempt import Goal, slope
 from miscue.models.modes import frozen
 
@@ -36,8 +36,7 @@ class Adversarial:
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.eps > 0 or self.steps < 1:
-            raise InputError("eps and steps must be positive")
+        positive(eps=self.eps, steps=self.steps)
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:

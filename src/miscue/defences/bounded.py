@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from miscue.data import Batch, Data, batches, floats
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, not_negative, positive
 from miscue.measures.activations import maxima, passed
 from miscue.models.bounded import LEAST, BoundedLeakyReLU, bounds, rectifiers, squared, swapped
 from miscue.models.modes import frozen
@@ -142,8 +142,8 @@ def tuning(
     Raises:
         InputError: no bounded activations, numbers out of range.
     """
-    if decay < 0 or not pace > 0:
-        raise InputError(f"decay must not be negative and pace positive, got {decay:g} and {pace:g}")
+    not_negative(decay=decay)
+    positive(pace=pace)
     own = [module.raw for module in bounds(model).values()]
     if not own:
         raise InputError("the model has no bounded activations; bound it first")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from miscue.covers import covered
 from miscue.data import Batch
 from miscue.detectors.patchcleanser import Masks
-from miscue.errors import InputError
+from miscue.errors import InputError, positive
 from miscue.losses import shared
 from miscue.models.modes import Model, frozen
 
@@ -43,8 +43,9 @@ class Masked:
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.tries < 1 or not 0 <= self.whole < 1:
-            raise InputError("tries must be positive, whole lie in [0, 1)")
+        positive(tries=self.tries)
+        if not 0 <= self.whole < 1:
+            raise InputError(f"whole must lie in [0, 1), got {self.whole:g}")
         self.generator = torch.Generator().manual_seed(self.seed)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:

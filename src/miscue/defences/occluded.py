@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miscue.data import Batch
-from miscue.errors import InputError
+from miscue.errors import InputError, not_negative, positive
 from miscue.evasions.attempt import Goal, slope
 from miscue.evasions.pgd import square, worst
 from miscue.images import rectangles
@@ -51,10 +51,10 @@ class Occluded:
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if min(self.side, self.stride, self.steps) < 1 or not self.alpha > 0:
-            raise InputError("side, stride, steps and alpha must be positive")
-        if min(self.candidates, self.drawn) < 0 or not self.candidates + self.drawn:
-            raise InputError("candidates and drawn must not be negative, nor both 0")
+        positive(side=self.side, stride=self.stride, steps=self.steps, alpha=self.alpha)
+        not_negative(candidates=self.candidates, drawn=self.drawn)
+        if not self.candidates + self.drawn:
+            raise InputError("candidates and drawn must not both be 0")
         if not 0 <= self.whole < 1:
             raise InputError("whole must lie in [0, 1)")
         self.generator = torch.Generator().manual_seed(self.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from miscue.balls import NORMS
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import lookup, not_negative, positive
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted
 from miscue.models.modes import Model
 
@@ -49,8 +49,8 @@ def deepfool(
         chunk: images at a time; 0 for what memory allows.
     """
     lookup(dict.fromkeys(NORMS), norm, "norm")
-    if min(steps, candidates) < 1 or overshoot < 0:
-        raise InputError("steps and candidates must be positive, overshoot not negative")
+    positive(steps=steps, candidates=candidates)
+    not_negative(overshoot=overshoot)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         return to_boundary(model, x, goal, norm=norm, steps=steps, candidates=candidates, overshoot=overshoot)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from miscue.data import floats
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, positive
 from miscue.evasions.patch import drawn_batches
 from miscue.measures.detection import average_precision, recovered
 from miscue.models.modes import frozen, losing
@@ -106,8 +106,7 @@ def dpatch_steps(
     """
     lookup(dict.fromkeys(PLACES), place, "place")
     lookup(dict.fromkeys(AIMS), aim, "aim")
-    if min(size, steps, batch) < 1 or not lr > 0 or (target is not None and target < 1):
-        raise InputError("size, steps, batch, lr and a target's label must be positive")
+    positive(size=size, steps=steps, batch=batch, lr=lr, **({} if target is None else {"target": target}))
     check(images, targets, size)
     labels = torch.cat([one["labels"] for one in targets]).unique() if target is None else torch.tensor([target])
     side = GRID if target is None else 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miscue.data import portion
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, positive
 from miscue.evasions.attempt import MOST, Found, Goal
 from miscue.models.modes import Model
 
@@ -30,8 +30,9 @@ Painted = Callable[[Tensor, Tensor], Tensor]
 def check_evolution(population: int, generations: int, until: str) -> None:
     """Raise an InputError for options that no evolution has."""
     lookup(dict.fromkeys(UNTIL), until, "until")
-    if generations < 1 or population < 4:
-        raise InputError("generations must be positive and population at least 4")
+    positive(generations=generations)
+    if population < 4:
+        raise InputError(f"population must be at least 4, got {population}")
 
 
 @torch.inference_mode()

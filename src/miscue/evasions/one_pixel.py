@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import positive
 from miscue.evasions.attempt import MOST, Adversarial, Found, Goal, attempted
 from miscue.evasions.evolution import check_evolution, evolved, goal_fitness, judged
 from miscue.models.modes import Model
@@ -49,8 +49,7 @@ def one_pixel(
         chunk: images that evolve side by side; 0 for as many as memory allows.
     """
     check_evolution(population, generations, until)
-    if pixels < 1:
-        raise InputError("pixels must be positive")
+    positive(pixels=pixels)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         generator = dice.generator()

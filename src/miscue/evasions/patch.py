@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, not_negative, positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored
 from miscue.models.modes import Model, frozen
 
@@ -63,8 +63,9 @@ def patch(
         step. Put it on other images with `pasted`.
     """
     lookup(dict.fromkeys(FORMS), form, "form")
-    if not (0 < area <= 1 and 0 < shrink <= 1 and turn >= 0 and lr > 0) or min(steps, starts, batch) < 1:
-        raise InputError("area and shrink must lie in (0, 1], turn not be negative, all other numbers positive")
+    share_of_one(area=area, shrink=shrink)
+    not_negative(turn=turn)
+    positive(steps=steps, starts=starts, batch=batch, lr=lr)
     named = dice or Dice()
     with frozen(model):
         check(model, x, y, target)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from miscue.balls import onto, within
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import InputError, positive
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, slope
 from miscue.images import rectangles
 from miscue.models.modes import Model
@@ -65,8 +65,7 @@ def pgd(
         dice: for starts and transformations.
         chunk: images at a time; 0 for what memory allows.
     """
-    if min(eps, alpha) <= 0 or min(steps, restarts, samples, tries) < 1:
-        raise InputError("eps, alpha, steps, restarts, tries and samples must be positive")
+    positive(eps=eps, alpha=alpha, steps=steps, restarts=restarts, tries=tries, samples=samples)
     if tries > 1 and not (side and random_start):
         raise InputError("tries are of places of a square, with random starts")
     if not 0 <= side <= min(x.shape[2:]):

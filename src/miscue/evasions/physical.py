@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from miscue.dice import Dice
 from miscue.distortions import DISTORTIONS
-from miscue.errors import InputError
+from miscue.errors import not_negative, positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted
 from miscue.evasions.pgd import Transform
 from miscue.models.modes import Model
@@ -65,10 +65,9 @@ def physical(
         dice: for the transformations.
         chunk: images at a time; 0 for what memory allows.
     """
-    if min(rectangles, steps, samples) < 1 or min(weight, printability) < 0 or not (0 < area <= 1 and lr > 0):
-        raise InputError(
-            "rectangles, steps, samples and lr must be positive, area in (0, 1], weight and printability not negative"
-        )
+    share_of_one(area=area)
+    positive(rectangles=rectangles, steps=steps, samples=samples, lr=lr)
+    not_negative(weight=weight, printability=printability)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         generator = dice.generator()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import not_negative, positive
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted
 from miscue.formation import BOUNDS, render
 from miscue.models.modes import Model
@@ -44,8 +44,8 @@ def scene(
         dice: for the starts.
         chunk: images at a time; 0 for what memory allows.
     """
-    if starts < 1 or steps < 0 or not (strength > 0 and lr > 0):
-        raise InputError("starts, strength and lr must be positive, steps not negative")
+    positive(strength=strength, starts=starts, lr=lr)
+    not_negative(steps=steps)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         generator, curve = dice.generator(), []

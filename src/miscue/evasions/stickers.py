@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import InputError, not_negative, positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted
 from miscue.evasions.evolution import check_evolution, evolved
 from miscue.models.modes import Model
@@ -104,8 +104,7 @@ def soft_stickers(
         dice: for the starts.
         chunk: images at a time; 0 for what memory allows.
     """
-    if min(starts, steps) < 1 or not lr > 0:
-        raise InputError("starts, steps and lr must be positive")
+    positive(starts=starts, steps=steps, lr=lr)
     colours = colours_of(white, black, area, x)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
@@ -135,8 +134,10 @@ def soft_stickers(
 
 def colours_of(white: int, black: int, area: float, x: Tensor) -> Tensor:
     """1 for each white rectangle, then 0 for each black one: float (s,)."""
-    if min(white, black) < 0 or white + black < 1 or not 0 < area <= 1:
-        raise InputError("white and black must not be negative nor both 0, area must lie in (0, 1]")
+    not_negative(white=white, black=black)
+    share_of_one(area=area)
+    if not white + black:
+        raise InputError("white and black must not both be 0")
     if x.ndim == 4 and white + black > area * x.shape[2] * x.shape[3]:
         raise InputError(f"an area of {area:g} of {x.shape[2]} x {x.shape[3]} has no room for {white + black} stickers")
     return torch.cat([torch.ones(white), torch.zeros(black)]).to(x.device)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from miscue.balls import onto, within
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored, slope
 from miscue.evasions.deepfool import to_boundary
 from miscue.evasions.pgd import ascent
@@ -57,8 +57,8 @@ def universal(
     Returns:
         the images with it; `shared` is v, and `loss` the share of changed predictions after each pass.
     """
-    if not (0 < fooling <= 1 and eps > 0 and passes >= 1):
-        raise InputError("fooling must lie in (0, 1], eps and passes must be positive")
+    share_of_one(fooling=fooling)
+    positive(eps=eps, passes=passes)
     order = (dice or Dice()).named("order")
     with frozen(model):
         check(model, x, y, None)
@@ -113,8 +113,7 @@ def universal_gradient(
     Returns:
         the images with it; `shared` is v, and `loss` the share of changed predictions, or of targets, after each pass.
     """
-    if min(eps, alpha, bound) <= 0 or min(passes, batch) < 1:
-        raise InputError("eps, passes, batch, alpha and bound must be positive")
+    positive(eps=eps, passes=passes, batch=batch, alpha=alpha, bound=bound)
     named = dice or Dice()
     with frozen(model):
         check(model, x, y, target)

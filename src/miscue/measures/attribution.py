@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.dice import Dice
-from miscue.errors import InputError
+from miscue.errors import positive
 from miscue.models.modes import Model, frozen
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -43,8 +43,7 @@ def insertion(model: Model, x: Tensor, y: Tensor, maps: Tensor, *, base: Tensor,
 
 def along(model: Model, start: Tensor, end: Tensor, y: Tensor, maps: Tensor, steps: int) -> Tensor:
     """The mean probability of y (n,) on the way from `start` to `end`, by the trapezoidal rule."""
-    if steps < 1:
-        raise InputError(f"steps must be positive, got {steps}")
+    positive(steps=steps)
     rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)[:, None]
     sure = []
     with frozen(model), torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.data import floats, portion
-from miscue.errors import InputError
+from miscue.errors import InputError, positive
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
 
@@ -19,8 +19,7 @@ def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: i
     Raises:
         InputError: a scale that is not positive.
     """
-    if not scale > 0:
-        raise InputError(f"scale must be positive, got {scale:g}")
+    positive(scale=scale)
     with frozen(model), torch.no_grad():
         return torch.cat(
             [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from miscue.errors import InputError
+from miscue.errors import InputError, not_negative
 from miscue.models.functions import Bound
 
 LEAST = 1e-3  # no bound begins below it: where nothing was ever active, nothing may be yet
@@ -32,8 +32,7 @@ class BoundedLeakyReLU(nn.Module):
         super().__init__()
         if start.ndim > 1 or not bool((start > 0).all()):
             raise InputError(f"bounds must be positive, one for a layer or for each channel, got {tuple(start.shape)}")
-        if not slope >= 0:
-            raise InputError(f"the slope must not be negative, got {slope:g}")
+        not_negative(slope=slope)
         self.slope = slope
         # softplus^-1(b) = b + log(1 - e^-b), which does not overflow
         self.raw = nn.Parameter(start + torch.log(-torch.expm1(-start)))

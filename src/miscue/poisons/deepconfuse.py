@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 
 from miscue.balls import levels
 from miscue.data import Batch, Data, batches, parted
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, not_negative, positive
 from miscue.labels import checked_map
 from miscue.lanes import lanes, one_by_one
 from miscue.measures.accuracy import predictions
@@ -220,10 +220,11 @@ def deepconfuse(
     """
     if not levels(eps):
         raise InputError(f"eps {eps:g} is less than one grey level, 1/255 = 0.0039: no image could change")
-    if min(trials, steps, warm_up, online_trials, beyond, patience) < 0:
-        raise InputError("trials, steps, warm_up, online_trials, beyond and patience must not be negative")
-    if not min(trials + warm_up + online_trials, pool, generator_lr, alpha, reach) > 0:
-        raise InputError("pool, generator_lr, alpha, reach and the number of all trials must be positive")
+    not_negative(trials=trials, steps=steps, warm_up=warm_up, online_trials=online_trials)
+    not_negative(beyond=beyond, patience=patience)
+    positive(pool=pool, generator_lr=generator_lr, alpha=alpha, reach=reach)
+    if not trials + warm_up + online_trials:
+        raise InputError("trials, warm_up and online_trials must not all be 0")
     if not 0 <= generator_mean < 1:
         raise InputError(f"generator_mean must lie in [0, 1), got {generator_mean:g}")
     if algorithm == "1" and pool > 1:

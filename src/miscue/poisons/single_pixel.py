@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from miscue.data import Data, hold_out
 from miscue.dice import Dice
-from miscue.errors import InputError, lookup
+from miscue.errors import InputError, lookup, not_negative, positive
 from miscue.explainers import gradcam
 from miscue.marks import Pixels
 from miscue.measures.accuracy import class_accuracies
@@ -106,15 +106,9 @@ def single_pixel(
         InputError: a number out of range, fewer images than asked for, more classes than free pixels.
     """
     lookup(dict.fromkeys(STARTS), start, "start")
-    if (
-        min(generations, first_candidates, finalists, longer) < 1
-        or not sigma > 0
-        or min(images, held_out, candidates, processes, divergence) < 0
-    ):
-        raise InputError(
-            "generations, first_candidates, finalists, longer and sigma must be positive, "
-            "images, held_out, candidates, processes and divergence not negative"
-        )
+    positive(generations=generations, first_candidates=first_candidates, finalists=finalists)
+    positive(longer=longer, sigma=sigma)
+    not_negative(candidates=candidates, divergence=divergence, images=images, held_out=held_out, processes=processes)
     if not 0 <= interest < 1:
         raise InputError(f"interest must lie in [0, 1), got {interest:g}")
     train, kept = parts(data, images, held_out, attacker.dice)
