@@ -513,7 +513,8 @@ BAD_NPZ: dict[str, tuple[dict[str, object], str]] = {
     "half a test": ({"x_train": X, "y_train": Y, "x_test": X}, "lacks y_test"),
     "one-hot": ({"x_train": X, "y_train": np.eye(4, dtype=np.int64)}, "one class number"),
     "float labels": ({"x_train": X, "y_train": Y / 2}, "whole numbers"),
-    "objects": ({"x_train": X, "y_train": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
+    "objects": ({"x_train": X, "y_train": np.array([0, 1, None, 1], dtype=object)}, "y_train holds Python objects"),
+    "names": ({"x_train": X, "y_train": np.array(["a", "b", "a", "b"])}, "y_train is text; labels are whole numbers"),
     "too few labels": ({"x_train": X, "y_train": Y[:3]}, "4 images but 3 labels"),
     "negative": ({"x_train": X, "y_train": Y - 1}, "-1..0"),
     "out of range": (

@@ -242,18 +242,20 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         raise InputError(f"{file} cannot be read as npz: {error}") from None
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of an array at the start of whose file we are."""
+def _header(file: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array `key`, at the start of whose file we are."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("an array holds Python objects")
+        raise ValueError(f"{key} holds Python objects, not numbers")
     return shape, fortran, dtype
 
 
 def _whole(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
     with archive.open(f"{key}.npy") as file:
+        _header(file, key)
+        file.seek(0)
         array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         return array
 
@@ -261,7 +263,7 @@ def _whole(archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
 def _rows(archive: zipfile.ZipFile, key: str, start: int = 0) -> Iterator[NDArray[Any]]:
     """An array's rows from `start` on, a few megabytes at a time (all at once where they lie in Fortran's order)."""
     with archive.open(f"{key}.npy") as file:
-        shape, fortran, dtype = _header(file)
+        shape, fortran, dtype = _header(file, key)
         if fortran:
             yield _whole(archive, key)[start:]
             return
@@ -289,7 +291,7 @@ def _fill(file: IO[bytes], content: bytearray) -> int:
 def _images(file: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], str]:
     """The shape (n, c, h, w) of images and how they are arranged in the file."""
     with archive.open(f"{key}.npy") as opened:
-        shape, _, dtype = _header(opened)
+        shape, _, dtype = _header(opened, key)
     if dtype.kind == "f":
         bad = sum(int((~np.isfinite(rows)).sum()) for rows in _rows(archive, key))
         if bad:
@@ -328,7 +330,8 @@ def _arranged(images: Tensor, arrangement: str) -> Tensor:
 def _labels(file: Path, key: str, array: NDArray[Any]) -> tuple[Tensor, str, bool]:
     """int64 labels (n,), their dtype in the file, and whether they stood in a column (n, 1)."""
     if array.dtype.kind not in "iu":
-        raise InputError(f"{file}: {key} is {array.dtype}; labels are whole numbers")
+        kind = "text" if array.dtype.kind in "US" else array.dtype
+        raise InputError(f"{file}: {key} is {kind}; labels are whole numbers, their names may stand in `classes`")
     column = array.ndim == 2 and array.shape[1] == 1
     if array.ndim != 1 and not column:
         raise InputError(f"{file}: {key} has shape {array.shape}; need (n,), one class number per image")
