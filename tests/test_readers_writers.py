@@ -557,6 +557,13 @@ def test_corrupt_image(raw: bytes | None, tmp_path: Path) -> None:
     refused(r"dog.11\.png cannot be read", lambda: list(stream(tmp_path)))
 
 
+def test_all_corrupt_images_are_counted(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    for number in range(4):
+        (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"no picture")
+    refused(r"cat.0\.png cannot be read.*; .*cat.1\.png cannot.*; .*; and 1 more", lambda: read(tmp_path))
+
+
 def test_folders_without_images(tmp_path: Path) -> None:
     refused("holds no data set", lambda: read(tmp_path))
     (tmp_path / "cat").mkdir()

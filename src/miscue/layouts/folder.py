@@ -191,11 +191,18 @@ def _common(files: Iterable[Path], resize: int | None) -> tuple[int, tuple[int, 
     grey = True
     examples: dict[tuple[int, int], Path] = {}
     counts: Counter[tuple[int, int]] = Counter()
+    wrong: list[str] = []
     for file in files:
-        own_grey, size = header(file)
+        try:
+            own_grey, size = header(file)
+        except InputError as error:
+            wrong.append(str(error))
+            continue
         grey &= own_grey
         counts[size] += 1
         examples.setdefault(size, file)
+    if wrong:
+        raise InputError("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
     channels = 1 if grey else 3
     if resize is not None:
         return channels, (resize, resize)
@@ -203,8 +210,8 @@ def _common(files: Iterable[Path], resize: int | None) -> tuple[int, tuple[int, 
     for size, file in examples.items():
         if size != usual:
             raise InputError(
-                f"{file} is {size[1]}x{size[0]} where others are {usual[1]}x{usual[0]} (width x height); "
-                f"make all the same, or add --resize N"
+                f"{file} is {size[1]}x{size[0]} where others are {usual[1]}x{usual[0]} (width x height), one of "
+                f"{counts.total() - counts[usual]} of other sizes; make all the same, or add --resize N"
             )
     return channels, usual
 
