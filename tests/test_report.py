@@ -318,7 +318,7 @@ def test_all_trials_of_a_craft_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", craft=False)
     rows = [{"trial": i, "minutes": 0.1 * i} for i in range(1, 65)]
     _write_lines(run / "craft.jsonl", [*rows, {"trial": 65, "minutes": 6.5, "held_out_accuracy": 17.0}])
-    assert "65 trials took 6.5 minutes, 1 were measured so; the lowest accuracy was 17.0 %" in _words(run)
+    assert "65 trials took 6.5 minutes, 1 of them measured so; the lowest accuracy was 17.0 %" in _words(run)
 
 
 def test_damaged_values_do_not_stop_the_page(tmp_path: Path) -> None:

@@ -186,10 +186,10 @@ def evaluate_sets(
             name: {key: value for key, value in asdict(victim).items() if key != "loss"}
             for name, victim in chosen.items()
         },
-        "test": test_name,
         "conditions": [arena.condition for arena in asked],
         "repeats": repeats,
     } | provenance(command_line(), device)
+    settings |= {"test": test_name} if test_name else {}
     folder.mkdir(parents=True, exist_ok=True)
     crafted = perturbation.parent / "craft.jsonl"
     if crafted.exists():

@@ -61,7 +61,7 @@ def common(
     preset: Annotated[
         str,
         typer.Option(
-            help=f"Setting to start from: {NAMES}; DeepConfuse's own takes hours. Options given beside it win."
+            help=f"Setting to start from: {NAMES}; deepconfuse's paper takes hours. Options given beside it win."
         ),
     ] = "paper",
     surrogate: Annotated[str | None, typer.Option(help="The attacker's network.", show_default=False)] = None,
@@ -226,7 +226,7 @@ def report_written(manifest: dict[str, Any], out: Path, kept: Path, *, json_: bo
         f"at most {manifest['changed_pixels']} in an image"
     )
     console.say(f"{kept}: the perturbation; keep it to yourself")
-    console.say(f"{out / 'manifest.json'}: how the copy was made; who has it and the originals can make it again")
+    console.say(f"{out / 'manifest.json'}: how the copy was made, seed and all; leave it out of what you release")
     if json_:
         console.emit({"out": str(out), "perturbation": str(kept), **manifest})
 

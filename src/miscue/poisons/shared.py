@@ -137,7 +137,7 @@ def lost(codes: Sequence[int], said: Sequence[Exception | None]) -> Exception:
     ended = [(number, -code) for number, code in enumerate(codes, start=1) if code < 0]
     reasons = [one for one in said if one is not None]
     if reasons and signal.SIGKILL not in (how for _, how in ended):
-        return min(reasons, key=lambda one: (not isinstance(one, InputError), "onnection" in str(one)))
+        return min(reasons, key=lambda one: (not isinstance(one, InputError), "connection" in str(one).lower()))
     if ended:
         number, how = min(ended, key=lambda one: one[1] != signal.SIGKILL)
         return InputError(

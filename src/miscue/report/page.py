@@ -527,7 +527,7 @@ def _craft(run: Run) -> dict[str, str] | None:
         text = (
             "The accuracy that a victim keeps on held-out images, after each trial of the crafting. "
             f"{len(run.craft)} trials took {number(points[-1][0])} minutes"
-            f"{'' if len(points) == len(run.craft) else f', {len(points)} were measured so'}; "
+            f"{'' if len(points) == len(run.craft) else f', {len(points)} of them measured so'}; "
             f"the lowest accuracy was {percent(best[1])}, after {number(best[0])} minutes."
         )
         return {"figure": figures.damage(points), "text": text}
