@@ -105,7 +105,7 @@ def main() -> None:
             victim, mean = found["row"]["victim"], found["mean"]
             print(f"{name:24} {victim:12} {mean:6.2f} %  {found['seconds']:5.0f} s  {found['note']}", flush=True)
             if "--record" in sys.argv:
-                append(RESULTS / "deepconfuse_search.jsonl", found)
+                append(RESULTS / "deepconfuse-search.jsonl", found)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from miscue.report import tables_page
+
 ROOT = Path(__file__).parent.parent
 
 project = "miscue"
@@ -102,6 +104,13 @@ def translate(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
     lines[:] = as_rst(lines)
 
 
+def tables(app: Any, error: Exception | None) -> None:
+    """The hook of the built site: the recorded tables and their figures as a page of their own, beside the others."""
+    if error is None and app.builder.format == "html":
+        (Path(app.outdir) / "tables.html").write_text(tables_page.html(ROOT / "results"), encoding="utf-8")
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.connect("autodoc-process-docstring", translate, priority=100)
+    app.connect("build-finished", tables)

@@ -76,3 +76,11 @@ def test_a_classifier_of_scikit_learn_is_attacked_by_queries() -> None:
 def test_bad_models(model: object, options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         adapted(model, **options)
+
+
+def test_classes_must_be_numbers() -> None:
+    from sklearn.dummy import DummyClassifier
+
+    fitted = DummyClassifier().fit([[0.0], [1.0]], ["cat", "dog"])
+    with pytest.raises(InputError, match="DummyClassifier was fitted to cat, dog"):
+        adapted(fitted)

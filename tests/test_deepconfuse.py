@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from conftest import striped
+from miscue.balls import linf
 from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
@@ -169,7 +170,7 @@ POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates"
 
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "online_trials", "unroll"),
-    [("sgd", 0.5, 0, 1), ("sgd", 0.5, 2, 1), ("adam", 0.5, 0, 1), ("adam", 0.5, 2, 1), ("sgd", 0.0, 2, 2)],
+    [("sgd", 0.5, 0, 1), ("sgd", 0.5, 2, 1), ("adam", 0.5, 2, 1), ("adabound", 0.5, 0, 1), ("sgd", 0.0, 2, 2)],
 )
 def test_a_pool_resumes_exactly(data: Data, optimizer: str, momentum: float, online_trials: int, unroll: int) -> None:
     """Surrogates in the middle of their lives, with their optimisers, are part of a checkpoint."""
@@ -337,6 +338,22 @@ def test_looking_ahead_leaves_the_surrogate_alone(data: Data) -> None:
 def test_bad_options(data: Data, change: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         deepconfuse(data, QUICK, **OPTIONS | change)
+
+
+def test_a_recipe_is_heeded_or_refused(data: Data) -> None:
+    with pytest.raises(InputError, match="without the recipe's schedule, shift"):
+        deepconfuse(data, replace(QUICK, recipe=replace(QUICK.recipe, schedule="cosine", shift=1)), **OPTIONS)
+
+
+def test_a_look_ahead_in_eval_mode_where_normalisation_has_no_weights(data: Data) -> None:
+    poison = deepconfuse(data, replace(QUICK, surrogate="cnn-fourier"), **OPTIONS | {"lookahead": "eval"})
+    assert 0 < linf(poison(data).images, data.images) <= 0.3
+
+
+def test_a_perturbation_elsewhere_leaves_the_first_where_it_is(data: Data) -> None:
+    here = deepconfuse(data, QUICK, **OPTIONS)
+    assert here.to("meta").device == "meta"
+    assert here(data).images.shape == data.images.shape
 
 
 def test_unknown_surrogate(data: Data) -> None:

@@ -113,6 +113,8 @@ def test_both_forms_of_annotations_read_alike(folder: Path, tmp_path: Path) -> N
         ('{"images": [{"file": "a.png"}]}', "KeyError: 'labels'"),
         ('{"images": []}', "names no photos"),
         ('{"images": [{"file": "gone.png", "boxes": [], "labels": []}]}', r"gone\.png"),
+        ('{"images": [{"file": "a.png", "boxes": [], "labels": ["b"]}]}', r"a\.png has 0 boxes and 1 labels"),
+        ('{"images": [{"file": "a.png", "boxes": [[1, 2, 3]], "labels": ["b"]}]}', "a box that is not four numbers"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path: Path, text: str | None, words: str) -> None:

@@ -21,7 +21,7 @@ from miscue.evaluation import Arena, Contest, arenas, summary, whole_cell
 from miscue.marks import Pixels
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, deepconfuse
-from miscue.run import commit, craft, evaluate, fingerprint, lines
+from miscue.run import Tick, commit, craft, evaluate, fingerprint, lines
 from miscue.train import Recipe
 from miscue.victims import Victim, victim
 
@@ -155,6 +155,21 @@ def test_an_interrupted_crafting_ends_as_an_uninterrupted_one(tmp_path: Path, da
     assert logs[0] == logs[1]
     assert len(logs[0]) == 4
     assert not (cut / "checkpoint.safetensors").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, data: Data, pair: tuple[Arena, Arena]) -> None:
+    def crafting() -> Iterator[Tick]:
+        return craft(deepconfuse, data, QUICK, OPTIONS, tmp_path / "craft")
+
+    def training() -> Iterator[Tick]:
+        return evaluating(tmp_path / "run", pair)
+
+    for begin in (crafting, training):
+        at_work = begin()
+        next(at_work)
+        with pytest.raises(InputError, match="another run is at work in"):
+            list(begin())
+        assert list(at_work)
 
 
 @pytest.mark.parametrize("change", ["options", "data", "seed", "recipe"])

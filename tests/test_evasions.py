@@ -17,6 +17,7 @@ from miscue.data import floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import (
+    BY_QUERIES,
     EVASIONS,
     FOR_ALL_IMAGES,
     Adversarial,
@@ -284,9 +285,22 @@ def test_masked_gradients_are_reported(model: nn.Module, digits: tuple[Tensor, T
     assert not (by_queries.flat & by_queries.success).any()
 
 
-def test_a_model_without_gradients(model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("name", sorted(set(EVASIONS) - set(BY_QUERIES)))
+def test_a_model_without_gradients(name: str, model: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    silent, x, y = Twisted(model, Tensor.detach), digits[0][:2], digits[1][:2]
     with pytest.raises(InputError, match="has no gradient"):
-        pgd(Twisted(model, Tensor.detach), digits[0][:2], digits[1][:2])
+        EVASIONS[name](silent, x, y)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "words"),
+    [(fgsm, {"eps": -0.1}, "eps must be"), (pgd, {"norm": "l1"}, "norm"), (universal, {"norm": "l0"}, "norm")],
+)
+def test_options_out_of_range(
+    attack: Callable[..., Adversarial], options: dict, words: str, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match=words):
+        attack(nn.Flatten(), digits[0][:2], digits[1][:2], **options)
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Module:

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +26,10 @@ from conftest import look_at, within
 from miscue.errors import InputError
 from miscue.report import tables_page
 from miscue.report.kinds import KINDS, gathered
-from miscue.reproduce import Cell, cells, joined, run, summed
-from miscue.run import lines, rewrite, torn
+from miscue.reproduce import Cell, cells, run, standing, summed
+from miscue.run import CELL, append, lines, rewrite, torn
 from miscue.spec import Spec
-from miscue.tables import FIGURES, TABLES, Row, Workshop
+from miscue.tables import FIGURES, SCALES, TABLES, Row, Workshop
 from miscue.tables.outcomes import verdict
 from miscue.tables.poisoned import crafted, known
 
@@ -99,7 +101,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 def test_records_of_earlier_runs_stay(tmp_path: Path) -> None:
     list(run(some(1, 2, 3), tmp_path))
     first, then = summed(some(1, 2), tmp_path, COMMAND), summed(some(2, 3), tmp_path, "later")
-    found = joined(first, then)
+    found = standing([*first, *then])
     assert [(r["row"]["value"], r["command"] == "later") for r in found if r["measure"] == "half"] == [
         (1, False),
         (2, True),
@@ -123,6 +125,75 @@ def test_a_failure_says_why_and_stops_nothing(tmp_path: Path) -> None:
     assert facts[2]["error"] == "InputError: thirteen is not measured"
     list(run(some(12, 13, 14), tmp_path))
     assert sum(line.startswith("13") for line in trace(tmp_path)) == 4, "tried again the next time"
+    list(run(some(15), tmp_path))
+    rewrite(tmp_path / "records.jsonl", summed(some(12, 13, 14, 15), tmp_path, COMMAND))
+    page = tables_page.write(tmp_path).read_text()
+    assert "value 13, seed 1: InputError: thirteen is not measured" in page, "also after another run"
+
+
+def test_a_row_of_which_some_cells_fail_says_why(tmp_path: Path) -> None:
+    todo = some(2, measure=halting, seeds=3)
+    list(run(todo, tmp_path))
+    (record,) = summed(todo, tmp_path, COMMAND)
+    assert (record["n"], record["note"]) == (2, "1 cells failed: InputError: the third is too much")
+
+
+def halting(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """A cell that fails for one seed."""
+    if seed == 2:
+        raise InputError("the third is too much")
+    return {"value": float(row["value"])}
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_damaged_lines_are_reported(tmp_path: Path) -> None:
+    words = ["reproduce", "single-pixel-learners", "--scale", "smoke", "--only", "linear-svm,None", "--out", tmp_path]
+    within(*words)
+    for name, line in (("records", '{"table": "single'), ("cells", '{"cell": "abc"}')):
+        with (tmp_path / f"{name}.jsonl").open("a") as file:
+            file.write(line)
+    said = within("report", tmp_path).stderr
+    assert "cells.jsonl: line 2 is cut off or damaged and is left out" in said
+    count = len(lines(tmp_path / "records.jsonl"))
+    assert f"records.jsonl: line {count + 1} is cut off or damaged" in said
+    assert torn(tmp_path / "records.jsonl") == [count + 1], "a report leaves the file as it is"
+    said = within(*words).stderr
+    assert "cells.jsonl: line 2 is cut off" in said
+    assert f"records.jsonl: line {count + 1} is cut off" in said
+    assert not torn(tmp_path / "records.jsonl") + torn(tmp_path / "cells.jsonl", CELL)
+    append(tmp_path / "cells.jsonl", {"cell": 1})
+    (tmp_path / "cells.jsonl").write_text("half a li")
+    append(tmp_path / "cells.jsonl", {"cell": 1})
+    assert (tmp_path / "cells.jsonl").read_text() == 'half a li\n{"cell": 1}\n'
+
+
+def test_what_is_recorded_makes_a_page(tmp_path: Path) -> None:
+    results = Path(__file__).parent.parent / "results"
+    text = tables_page.html(results)
+    for title in (
+        "The last hidden layer",
+        "What a linear SVM looks for",
+        "Learning curves",
+        "Activations while learning",
+    ):
+        assert title in text
+    assert text.count("<section data-words=") == len(TABLES)
+    assert "paper scale" in text
+    shutil.copy(results / "bounds.jsonl", tmp_path)
+    assert "report.html: the page" in within("report", tmp_path).stderr
+
+
+def test_published_figures_in_records_are_those_of_the_tables() -> None:
+    results, compared = Path(__file__).parent.parent / "results", 0
+    for name, table in TABLES.items():
+        rows = {(scale, json.dumps(r.settings, sort_keys=True)): r for scale in SCALES[1:] for r in table.rows(scale)}
+        for record in lines(results / f"{name}.jsonl"):
+            own = {key: value for key, value in record["row"].items() if key != "precision"}
+            row = rows.get((record["scale"], json.dumps(own, sort_keys=True)))
+            if row is not None:
+                assert record["published"] == row.published.get(record["measure"]), (name, own, record["measure"])
+                compared += record["published"] is not None
+    assert compared > 100
 
 
 def test_records_have_means_and_say_what_is_missing(tmp_path: Path) -> None:
@@ -216,7 +287,22 @@ def test_a_cluster_that_is_not_there(address: str, complaint: str, tmp_path: Pat
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=complaint):
         list(run(some(1), tmp_path, cluster=address))
-    assert (tmp_path / "cells.jsonl").read_text() == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_listens_and_is_no_cluster(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as line:
+                line.sendall(b"HTTP/1.1 400 Bad Request")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(InputError, match="what listens there is something else"):
+            next(run(some(1), tmp_path, cluster=f"127.0.0.1:{other.getsockname()[1]}"))
+        answering.join()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workshop_makes_things_once(tmp_path: Path) -> None:
@@ -294,8 +380,12 @@ def test_rows_are_chosen_by_words() -> None:
     others = cells(["single-pixel-learners"], scale="laptop", only="linear-svm,-single-pixel,-None")
     assert {cell.spec.row["victim"] for cell in others} == {"linear-svm"}
     assert {cell.spec.row["poison"] for cell in others} == {"random-pixel", "border-pixel", "one-pixel-shortcut"}
-    with pytest.raises(InputError, match="no row has all of nothing"):
-        cells([], scale="smoke", only="nothing")
+    with pytest.raises(InputError, match="unknown word for rows 'digts'; did you mean digits"):
+        cells([], scale="smoke", only="digts")
+    with pytest.raises(InputError, match=r"did you mean eps=0\.1"):
+        cells(["deepconfuse-eps"], scale="smoke", only="-eps=0.11")
+    with pytest.raises(InputError, match="no row has all of linear-svm, random-forest"):
+        cells([], scale="laptop", only="linear-svm,random-forest")
     with pytest.raises(InputError, match="did you mean single-pixel"):
         cells(["single-pixl"], scale="smoke")
     with pytest.raises(InputError, match="scale"):
@@ -393,7 +483,7 @@ def test_reproduced_tables_are_recorded_as_they_are(tmp_path: Path, monkeypatch:
     (run_ / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     script = recorder()
     monkeypatch.setattr(script, "ROOT", root)
-    monkeypatch.setattr(sys, "argv", ["record.py", "reproduce", str(run_)])
+    monkeypatch.setattr(sys, "argv", ["record.py", str(run_)])
     script.main()
     for one in records:
         (line,) = (root / "results" / f"{one['table']}.jsonl").read_text().splitlines()
@@ -453,6 +543,8 @@ def test_the_page_is_filtered_in_a_browser(tmp_path: Path, browser: Any) -> None
     assert tab.locator("tbody tr").first.inner_text().split("\t")[2:5] == ["5.00", "1.00 ± 0.10", "−4.00"]
     tab.fill("#filter", "mnist victim-2")
     assert tab.locator("tbody tr:visible").count() == 1
+    tab.fill("#filter", "t mnist")
+    assert tab.locator("tbody tr:visible").count() == 3
     tab.fill("#filter", "nothing like it")
     assert tab.locator("section:visible").count() == 0
     tab.close()

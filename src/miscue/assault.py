@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.balls import changed_pixels, linf, released
-from miscue.data import Data, floats, portion
+from miscue.data import Data, fed, floats
 from miscue.evasions import Adversarial
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
@@ -105,10 +105,8 @@ def assault(
 def named(model: nn.Module, images: Tensor, *, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """The class named for each uint8 image, int64 (n,), and its probability, float (n,)."""
     with frozen(model):
-        tops = [
-            model(floats(part.to(device_of(model)))).softmax(1).max(1) for part in images.split(portion(images, chunk))
-        ]
-    return torch.cat([top.indices.cpu() for top in tops]), torch.cat([top.values.cpu() for top in tops])
+        tops = [model(x).softmax(1).max(1) for _, x in fed(images, device_of(model), chunk=chunk)]
+    return torch.cat([top.indices for top in tops]).cpu(), torch.cat([top.values for top in tops]).cpu()
 
 
 def measures(attacked: Attacked) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miscue.errors import InputError, share_of_one
+from miscue.errors import share_of_one
 
 
 def levels(eps: float) -> int:
@@ -51,19 +51,13 @@ NORMS = ("linf", "l2")
 
 
 def onto(delta: Tensor, eps: float, norm: str) -> Tensor:
-    """The nearest point to each `delta` (n, c, h, w) in the ball of radius `eps` around 0.
-
-    Raises:
-        InputError: another norm than "linf" and "l2".
-    """
+    """The nearest point to each `delta` (n, c, h, w) in the ball of radius `eps` around 0, in one of NORMS."""
     if norm == "linf":
         return delta.clamp(-eps, eps)
-    if norm == "l2":
-        return delta * (eps / delta.flatten(1).norm(dim=1).clamp(min=eps))[:, None, None, None]
-    raise InputError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
+    return delta * (eps / delta.flatten(1).norm(dim=1).clamp(min=eps))[:, None, None, None]
 
 
-def within(like: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+def within(like: Tensor, eps: float, norm: str, generator: torch.Generator | None) -> Tensor:
     """Points drawn evenly from the ball of radius `eps` around 0, one for each image of `like` (n, c, h, w)."""
     if norm == "linf":
         return (torch.rand(like.shape, generator=generator).mul_(2).sub_(1) * eps).to(like)

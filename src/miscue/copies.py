@@ -23,7 +23,7 @@ from miscue.balls import changed_pixels, linf
 from miscue.data import Layout, chosen
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.files import refuse_existing
+from miscue.files import locked, refuse_existing
 from miscue.layouts import npz
 from miscue.layouts.common import class_names
 from miscue.layouts.folder import Tree, png_names, save_png, tree
@@ -280,7 +280,7 @@ class Copy:
         folder, journal = work / "copy", work / "journal.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         done, total = 0, sum(source.totals.values())
-        with journal.open("a+b") as file:
+        with locked(work / "run.lock", wait=False), journal.open("a+b") as file:
             file.seek(0)
             settings = self._settings() | {"totals": source.totals} if self.share < 1 else self._settings()
             refuse_other(settings, following(file) or added(file, settings), work)

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from miscue.dice import Dice
-from miscue.distortions import blur
+from miscue.distortions import gaussian
 from miscue.errors import lookup
 
 Fill = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +52,7 @@ def inpainted(x: Tensor, masks: Tensor) -> Tensor:
 
 def smooth(x: Tensor, share: int) -> Tensor:
     """Blurred by a Gaussian of the longer side's `share`-th part."""
-    return blur(x, max(x.shape[2:]) / share, Dice().generator())
+    return gaussian(x, max(x.shape[2:]) / share)
 
 
 FILLS: dict[str, Fill] = {"grey": grey, "black": black, "mean": mean, "blur": blurred, "inpaint": inpainted}

@@ -133,6 +133,18 @@ def floats(images: Tensor, *, channels_last: bool = False) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
+def fed(images: Tensor, device: torch.device | str, *, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+    """uint8 images (n, c, h, w) as a network is given them, at most `chunk` at a time, or fewer large ones.
+
+    Yields:
+        (which images, float (part, c, h, w) in [0, 1] on `device`, channels last in memory).
+    """
+    step = portion(images, chunk)
+    for start in range(0, len(images), step):
+        part = slice(start, min(start + step, len(images)))
+        yield part, floats(images[part].to(device), channels_last=True)
+
+
 def batches(
     data: Data,
     *,

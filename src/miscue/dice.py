@@ -34,5 +34,5 @@ class Dice:
     def rolled(self) -> Iterator[None]:
         """Run a block (layer initialisers draw from torch's global stream) under this stream, then restore it."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.integer())
+            torch.default_generator.manual_seed(self.integer())
             yield

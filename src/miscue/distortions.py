@@ -25,11 +25,12 @@ Apply = Callable[[Tensor, float, torch.Generator], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
-    """A distortion, the unit of its strength, and the strengths that a curve is drawn over."""
+    """A distortion, the unit of its strength, the strengths that a curve is drawn over, and whether it draws."""
 
     apply: Apply
     unit: str
     strengths: tuple[float, ...]
+    drawn: bool = True
 
     def __call__(self, x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
         """x distorted by `strength`; x itself at 0."""
@@ -105,8 +106,13 @@ def contrast(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def blur(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """A Gaussian blur of standard deviation `strength` pixels, the image mirrored at its edges."""
-    rows, columns = (blurring(side, strength, x) for side in x.shape[2:])
+    """Out of focus: a Gaussian blur of standard deviation `strength` pixels."""
+    return gaussian(x, strength)
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur of standard deviation `sigma` pixels, the image mirrored at its edges."""
+    rows, columns = (blurring(side, sigma, x) for side in x.shape[2:])
     return rows @ x @ columns.t()
 
 
@@ -152,7 +158,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "lens": Distortion(apply=lens, unit="of half the side", strengths=(0, 0.05, 0.1, 0.2, 0.3)),
     "brightness": Distortion(apply=brightness, unit="of white", strengths=(0, 0.1, 0.2, 0.3, 0.4)),
     "contrast": Distortion(apply=contrast, unit="of the contrast", strengths=(0, 0.25, 0.5, 1.0)),
-    "blur": Distortion(apply=blur, unit="pixels", strengths=(0, 0.5, 1.0, 1.5, 2.0)),
+    "blur": Distortion(apply=blur, unit="pixels", strengths=(0, 0.5, 1.0, 1.5, 2.0), drawn=False),
     "noise": Distortion(apply=noise, unit="of white", strengths=(0, 0.02, 0.05, 0.1, 0.15)),
-    "jpeg": Distortion(apply=jpeg, unit="below quality 100", strengths=(0, 10, 25, 50, 75, 90)),
+    "jpeg": Distortion(apply=jpeg, unit="below quality 100", strengths=(0, 10, 25, 50, 75, 90), drawn=False),
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+MOST = 40  # names that a message lists
 
 
 class InputError(ValueError):
@@ -19,7 +20,9 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         return table[name]
     except KeyError:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(filter(None, table))}"
+        names = [name for name in table if name]
+        known = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {known}"
         raise InputError(f"unknown {kind} {name!r}; {hint}") from None
 
 

@@ -76,11 +76,16 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock of this machine's processes, or wait for who holds it; it is gone with the process that holds it.
 
+    Where the system has no such locks, nothing is held.
+
     Raises:
         InputError: another holds it and is not waited for.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

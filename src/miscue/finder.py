@@ -53,7 +53,7 @@ def moved(targets: tuple[Boxes, ...], device: str) -> tuple[Boxes, ...]:
     return tuple({name: value.to(device) for name, value in target.items()} for target in targets)
 
 
-def own_losses(model: nn.Module, batch: Batch) -> Tensor:
+def own_losses(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """The sum of the losses that a detector gives in training mode."""
     assert isinstance(batch, Frames)
     return torch.stack(list(model(list(batch.x), batch.targets).values())).sum()

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats, portion
+from miscue.data import Data, fed
 from miscue.errors import InputError, positive
-from miscue.evasions.attempt import Goal, slope
+from miscue.evasions.attempt import Goal, steepest
 from miscue.evasions.deepfool import deepfool
 from miscue.models.modes import Model, frozen
 from miscue.models.networks import device_of
@@ -42,23 +42,18 @@ def kappa(model: Model, x: Tensor, y: Tensor, *, eps: float = 16 / 255, alpha: f
     found = torch.full((len(x),), float(steps + 1), device=x.device)
     goal, z, going = Goal(y=y), x.clone(), torch.arange(len(x), device=x.device)
     with frozen(model):
-        for step in range(steps + 1):
+        for step in range(steps):
             some = goal.of(going)
-            named: list[Tensor] = []
-
-            def rises(z: Tensor, some: Goal = some, named: list[Tensor] = named) -> Tensor:
-                scores = model(z)
-                named.append(scores.detach())
-                return some.nearness(scores)
-
-            direction, _ = slope(rises, z[going])
-            flipped = some.reached(named[0])
+            direction, scores = steepest(model, z[going], some)
+            flipped = some.reached(scores)
             found[going[flipped]] = step
             going, direction = going[~flipped], direction[~flipped]
             if not len(going):
-                break
+                return found
             moved = z[going] + alpha * direction.sign()
             z[going] = (x[going] + (moved - x[going]).clamp(-eps, eps)).clamp(0, 1)
+        with torch.no_grad():
+            found[going[goal.of(going).reached(model(z[going]))]] = steps
     return found
 
 
@@ -95,14 +90,14 @@ def ascended(model: Model, x: Tensor, y: Tensor, eps: Tensor, steps: int) -> Ten
     """Whether signed steps within radii eps (n,) make a frozen model name another class at any of them: bool (n,)."""
     goal, radius = Goal(y=y), eps[:, None, None, None]
     z, reached = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for _ in range(steps):
-        direction, _ = slope(lambda z: goal.nearness(model(z)), z)
-        z = torch.minimum(torch.maximum(z + 2.5 / steps * radius * direction.sign(), x - radius), x + radius).clamp(
-            0, 1
-        )
-        with torch.no_grad():
-            reached |= goal.reached(model(z))
-    return reached
+    for step in range(steps):
+        direction, scores = steepest(model, z, goal)
+        if step:
+            reached |= goal.reached(scores)
+        moved = z + 2.5 / steps * radius * direction.sign()
+        z = torch.minimum(torch.maximum(moved, x - radius), x + radius).clamp(0, 1)
+    with torch.no_grad():
+        return reached | goal.reached(model(z))
 
 
 def distance(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -136,10 +131,9 @@ HARDNESS: dict[str, Callable[[Model, Tensor, Tensor], Tensor]] = {
 
 def ease(measure: str, model: nn.Module, data: Data) -> Tensor:
     """A measure of HARDNESS for all images of a set: float (n,) on the CPU. Ties of kappa are broken by the margin."""
-    device, together, found = device_of(model), portion(data.images, TOGETHER), []
-    for start in range(0, len(data), together):
-        x = floats(data.images[start : start + together].to(device), channels_last=True)
-        y = data.labels[start : start + together].to(device)
+    device, found = device_of(model), []
+    for part, x in fed(data.images, device, chunk=TOGETHER):
+        y = data.labels[part].to(device)
         values = HARDNESS[measure](model, x, y)
         if measure == "kappa":  # a margin maps to (0, 1): whole steps stay in order
             values = values + margin(model, x, y).sigmoid() * 0.999

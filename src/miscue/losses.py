@@ -1,4 +1,8 @@
-"""Losses: what a training run minimises, `(model, Batch) -> scalar`, and functions of scores they are made from."""
+"""Losses: what a training run minimises, and functions of scores they are made from.
+
+A loss is `(model, Batch, generator) -> scalar`. Those that draw at random do so from the generator, which is the
+training run's own, and keep nothing, so that the same dice give the same network.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 
-Loss = Callable[[nn.Module, Batch], Tensor]
+Loss = Callable[[nn.Module, Batch, torch.Generator | None], Tensor]
 
 
-def plain(model: nn.Module, batch: Batch) -> Tensor:
+def plain(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """Mean cross-entropy of the batch."""
     return F.cross_entropy(model(batch.x), batch.y)
 

@@ -6,6 +6,7 @@ Each mark is plain tensors and facts on disk and a function of images and labels
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from miscue.data import Batch
 from miscue.errors import InputError
+from miscue.models.modes import mode
 from miscue.models.networks import Shape, placed
 from miscue.models.store import Plan, restore
 
@@ -48,8 +50,8 @@ class Generated:
 
     def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
         """The images with the generator's noise; labels are not looked at."""
-        self.generator.eval()
-        noisy: Tensor = x + self.generator(x)
+        with mode(self.generator, train=False):
+            noisy: Tensor = x + self.generator(x)
         return noisy
 
     @property
@@ -63,8 +65,8 @@ class Generated:
             raise InputError(f"this perturbation is for {self.channels} channels, the images have {shape[0]}")
 
     def to(self, device: str | torch.device) -> Generated:
-        """The generator, moved in place."""
-        return replace(self, generator=placed(self.generator, device))
+        """The same generator on `device`."""
+        return replace(self, generator=placed(deepcopy(self.generator), device))
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights and plan."""

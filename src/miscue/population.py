@@ -154,7 +154,7 @@ def one_mark(data: Data, members: Sequence[Member]) -> Pixels | None:
     return Pixels(places=torch.cat(places), values=torch.cat(values), shape=data.shape).to(data.images.device)
 
 
-def summed(model: nn.Module, batch: Batch) -> Tensor:
+def summed(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """The sum of the members' mean losses: each member's gradient is that of its own loss."""
     scores = model(batch.x)
     return F.cross_entropy(scores.flatten(0, 1), batch.y.flatten(), reduction="sum") / batch.y.shape[1]

@@ -1,7 +1,7 @@
 """Run the cells of tables that are not there yet, here or on a cluster, and sum them up.
 
 A cell is a `Spec`; cells.jsonl has a line for each that is done, by its name. A killed run goes on. A cell that fails
-is recorded with its reason, does not stop the rest, and is tried again the next time.
+is recorded with its reason, does not stop the rest, and is tried again the next time that it is asked for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import socket
 import statistics
 import time
@@ -20,11 +21,13 @@ from typing import Any
 
 from miscue.errors import InputError, lookup
 from miscue.files import locked
-from miscue.run import Tick, append, commit, device_name, lines, rewrite
+from miscue.run import CELL, Tick, append, commit, device_name, lines, rewrite, torn
 from miscue.spec import Spec
 from miscue.tables import SCALES, TABLES, Row, Workshop
 from miscue.tables.poisoned import device
 from miscue.workers import LostWorkerError, Workers, cores
+
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the first frame of either side of HTTP/2, which gRPC speaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,18 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
             word is a value, as in mnist, or a name and its value, as in eps=0.2.
 
     Raises:
-        InputError: an unknown table or scale, or nothing left.
+        InputError: an unknown table, scale or word, or nothing left.
     """
     lookup(dict.fromkeys(SCALES), scale, "scale")
     words = [word for word in only.split(",") if word]
+    rows = [(name, row) for name in tables or TABLES for row in lookup(TABLES, name, "table").rows(scale)]
+    known = dict.fromkeys(word for _, row in rows for word in spoken(row))
+    for word in words:
+        lookup(known, word.removeprefix("-"), "word for rows")
     found = []
-    for name in tables or TABLES:
-        for row in lookup(TABLES, name, "table").rows(scale):
-            there = {word for name, value in flat(row.settings) for word in (str(value), f"{name}={value}")}
-            if not all((word.removeprefix("-") in there) != word.startswith("-") for word in words):
-                continue
+    for name, row in rows:
+        there = spoken(row)
+        if all((word.removeprefix("-") in there) != word.startswith("-") for word in words):
             count = seeds or (1 if scale == "smoke" else row.seeds)
             found += [
                 Cell(spec=Spec(table=name, row=row.settings, scale=scale, seed=seed), row=row) for seed in range(count)
@@ -63,6 +68,11 @@ def cells(tables: Sequence[str], *, scale: str, seeds: int | None = None, only: 
     if not found:
         raise InputError(f"no row has all of {', '.join(words)}")
     return found
+
+
+def spoken(row: Row) -> set[str]:
+    """The words that a row can be chosen by."""
+    return {word for name, value in flat(row.settings) for word in (str(value), f"{name}={value}")}
 
 
 def flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -120,11 +130,14 @@ def run(todo: Sequence[Cell], folder: Path, *, jobs: int = 1, cluster: str | Non
     Raises:
         InputError: another run is at work in `folder`; there is no such cluster.
     """
+    if cluster:
+        refuse_absent(cluster)
     with locked(folder / "run.lock", wait=False):
         log, workshop = folder / "cells.jsonl", Workshop((folder / "workshop").resolve())
-        known = [line for line in lines(log) if "measures" in line]
-        rewrite(log, known)
-        have = {line["cell"] for line in known}
+        whole = lines(log, CELL)
+        if torn(log, CELL):
+            rewrite(log, whole)
+        have = {line["cell"] for line in whole if "measures" in line}
         left = [cell for cell in todo if cell.spec.name not in have]
         done = len(todo) - len(left)
         yield Tick(done=done, total=len(todo))
@@ -157,10 +170,11 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
         import ray
     except ImportError:
         raise InputError("--cluster needs Ray: pip install 'miscue[cluster]'") from None
-    refuse_absent(address)
     try:
         ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ray.exceptions.RayError) as error:
+        if address == "auto":
+            raise InputError(f"no Ray cluster to be found from here: {error}") from None
         hint = "if it wants a token, as one of `ray start` may, set RAY_AUTH_MODE=token here too"
         raise InputError(f"the Ray cluster at {address} does not take us in ({error}); {hint}") from None
     try:
@@ -179,16 +193,23 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
 
 
 def refuse_absent(address: str, *, patience: float = 5.0) -> None:
-    """Raise an InputError where nothing listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes."""
+    """Raise an InputError where nothing listens at HOST:PORT or ray://HOST:PORT, or what does speaks no gRPC.
+
+    Ray itself would try for minutes.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address in ("local", "auto"):
         return
     if not colon or not port.isdigit():
         raise InputError(f"--cluster takes HOST:PORT, ray://HOST:PORT, auto or local, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=patience).close()
+        with socket.create_connection((host, int(port)), timeout=patience) as line:
+            line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+            answer = b"" if "RAY_USE_TLS" in os.environ else line.recv(len(SETTINGS))
     except OSError as error:
         raise InputError(f"no Ray cluster at {address}: {error}") from None
+    if "RAY_USE_TLS" not in os.environ and answer[3:4] != SETTINGS[3:4]:
+        raise InputError(f"no Ray cluster at {address}: what listens there is something else")
 
 
 def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, Any]]:
@@ -198,13 +219,16 @@ def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, A
 
     command: what was asked for.
     """
-    have = {line["cell"]: line for line in lines(folder / "cells.jsonl") if "measures" in line}
+    cells = lines(folder / "cells.jsonl", CELL)
+    have, failed = {line["cell"]: line for line in cells if "measures" in line}, failures(cells)
     rows: dict[tuple[str, str], list[Cell]] = {}
     for cell in todo:
         rows.setdefault((cell.spec.table, repr(cell.spec.row)), []).append(cell)
     found = []
     for (table, _), members in rows.items():
-        done = [have[cell.spec.name] for cell in members if cell.spec.name in have]
+        names = [cell.spec.name for cell in members]
+        done = [have[name] for name in names if name in have]
+        reasons = [failed[name]["error"] for name in names if name in failed]
         for measure in dict.fromkeys(name for line in done for name in line["measures"]):
             values = [line["measures"][measure] for line in done if measure in line["measures"]]
             values = [value for value in values if math.isfinite(value)]
@@ -228,7 +252,7 @@ def summed(todo: Sequence[Cell], folder: Path, command: str) -> list[dict[str, A
                     "device": every(done, "device"),
                     "commit": every(done, "commit"),
                     "command": command,
-                    "note": noted(told, missing=len(members) - len(done)),
+                    "note": noted(told, missing=len(members) - len(done) - len(reasons), reasons=reasons),
                 }
             )
     return found
@@ -239,17 +263,24 @@ def every(done: Sequence[dict[str, Any]], fact: str) -> str | None:
     return ", ".join(dict.fromkeys(str(line[fact]) for line in done if line.get(fact))) or None
 
 
-def noted(note: str, *, missing: int) -> str | None:
+def failures(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last line of each cell that failed whenever it was tried, by its name."""
+    done = {line["cell"] for line in cells if "measures" in line}
+    return {line["cell"]: line for line in cells if "error" in line and line["cell"] not in done}
+
+
+def noted(note: str, *, missing: int, reasons: Sequence[str]) -> str | None:
     """What a record says beside its numbers."""
-    parts = [note] if note else []
-    return "; ".join(parts + ([f"{missing} cells are missing"] if missing else [])) or None
+    parts = [note, f"{missing} cells are missing" if missing else ""]
+    parts.append(f"{len(reasons)} cells failed: {reasons[0]}" if reasons else "")
+    return "; ".join(filter(None, parts)) or None
 
 
-def joined(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of earlier runs in the same folder, but for those that are there anew, and then these."""
-
-    def own(record: dict[str, Any]) -> str:
-        return json.dumps([record[key] for key in ("table", "row", "scale", "measure")], sort_keys=True)
-
-    replaced = {own(record) for record in new}
-    return [record for record in old if own(record) not in replaced] + list(new)
+def standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last record of each measure of a row at a scale, in the order in which these were written."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        own = json.dumps([record[key] for key in ("table", "row", "scale", "measure")], sort_keys=True)
+        found.pop(own, None)
+        found[own] = record
+    return list(found.values())

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miscue.files import locked
+
 LARGE = 2**30  # bytes of images that are kept in memory, or moved to a device, as a whole
 
 Blocks = Callable[[int], Iterable[Tensor]]
@@ -49,11 +51,12 @@ class Room:
             return images
         path = self.folder.resolve() / f"{name}-{origin[:16]}.npy"
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for other in self.folder.glob(f"{name}-*.npy*"):
-                if not other.name.startswith(path.name):
-                    other.unlink()
-            _unpack(path, shape, blocks)
+            with locked(self.folder / f"{name}.lock"):
+                for other in self.folder.glob(f"{name}-*.npy*"):
+                    if not other.name.startswith(path.name):
+                        other.unlink()
+                if not path.exists():  # another process may just have unpacked it
+                    _unpack(path, shape, blocks)
         return Mapped(path=str(path), offset=path.stat().st_size - math.prod(shape), shape=shape).opened()
 
 

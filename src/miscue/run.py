@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from miscue.data import Data
 from miscue.errors import InputError
 from miscue.evaluation import Arena, Contest, cell, summary, whole_cell
-from miscue.files import atomic, write_json
+from miscue.files import atomic, locked, write_json
 from miscue.models.store import load_tensors, save_tensors
 from miscue.perturbation import Perturbation
 from miscue.poisons import Attacker, Poison
@@ -48,24 +49,32 @@ def fingerprint(data: Data) -> str:
     return digest.hexdigest()
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file, without those cut by a kill. Empty where there is no file."""
-    return [row for row in parsed(path) if row is not None]
+CELL = ("cell", "spec")
+RECORD = ("table", "row", "measure", "published", "mean", "std", "n", "scale")
+"""What a line has at least that tells of a cell of a table, and one of a record."""
 
 
-def torn(path: Path) -> list[int]:
+def lines(path: Path, needs: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file, without those cut by a kill or short of what they need.
+
+    Empty where there is no file.
+    """
+    return [row for row in parsed(path, needs) if row is not None]
+
+
+def torn(path: Path, needs: Sequence[str] = ()) -> list[int]:
     """The numbers, from 1, of the lines that `lines` leaves out."""
-    return [number for number, row in enumerate(parsed(path), start=1) if row is None]
+    return [number for number, row in enumerate(parsed(path, needs), start=1) if row is None]
 
 
-def parsed(path: Path) -> Iterator[dict[str, Any] | None]:
+def parsed(path: Path, needs: Sequence[str]) -> Iterator[dict[str, Any] | None]:
     """Every line of a JSON-lines file, None for one that is cut or damaged."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        yield row if isinstance(row, dict) else None
+        yield row if isinstance(row, dict) and all(name in row for name in needs) else None
 
 
 def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -75,9 +84,12 @@ def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line and have it on the disk before going on."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add one line and have it on the disk before going on; half a line before it stays a line of its own."""
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        cut = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * cut + json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -106,7 +118,7 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
     is nothing to do.
 
     Raises:
-        InputError: what is there is of another setting or damaged.
+        InputError: what is there is of another setting or damaged, or another run is at work there.
     """
     what = {name: value for name, value in options.items() if name != "processes"}  # how many is no part of it
     asked = {"poison": poison.__name__, "data": fingerprint(data), "options": what}  # type: ignore[attr-defined]
@@ -127,19 +139,20 @@ def craft(poison: Poison[...], data: Data, attacker: Attacker, options: dict[str
         known = []
     before = known[-1]["minutes"] if known else 0.0
     started, first = time.monotonic(), True
-    for progress in poison.steps(data, attacker, **options, resume=state):
-        if first:  # what is refused leaves nothing behind
-            folder.mkdir(parents=True, exist_ok=True)
-            rewrite(log, known)
-            first = False
-        reached, fact = progress.checkpoint, None
-        if reached is not None:
-            fact = {"trial": len(known) + 1, "minutes": before + (time.monotonic() - started) / 60}
-            known.append(fact | reached.measures)
-            append(log, known[-1])
-            replace(reached.perturbation, settings=asked).save(best)  # before the checkpoint, which may be the last
-            save_tensors(checkpoint, reached.state, kind="checkpoint", settings=asked, trials=len(known))
-        yield Tick(done=progress.done, total=progress.total, fact=known[-1] if fact else None)
+    with ExitStack() as held:
+        for progress in poison.steps(data, attacker, **options, resume=state):
+            if first:  # what is refused leaves nothing behind
+                held.enter_context(locked(folder / "run.lock", wait=False))
+                rewrite(log, known)
+                first = False
+            reached, fact = progress.checkpoint, None
+            if reached is not None:
+                fact = {"trial": len(known) + 1, "minutes": before + (time.monotonic() - started) / 60}
+                known.append(fact | reached.measures)
+                append(log, known[-1])
+                replace(reached.perturbation, settings=asked).save(best)  # before the checkpoint, which may be the last
+                save_tensors(checkpoint, reached.state, kind="checkpoint", settings=asked, trials=len(known))
+            yield Tick(done=progress.done, total=progress.total, fact=known[-1] if fact else None)
     best.replace(end)
     checkpoint.unlink()
 
@@ -163,31 +176,31 @@ def evaluate(
     run.json holds the settings, cells.jsonl a line a trained victim, records.jsonl the means.
 
     Raises:
-        InputError: the folder holds a run of other settings.
+        InputError: the folder holds a run of other settings, or another run is at work in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    about, log = folder / "run.json", folder / "cells.jsonl"
-    if about.exists():
-        found = json.loads(about.read_text(encoding="utf-8"))
-        refuse_other(identity(settings), identity(found), folder)
-        settings = settings | {key: found[key] for key in found if key not in ASKED}
-    write_json(about, settings)
-    cells = lines(log)
-    rewrite(log, cells)
-    have = {(one["victim"], one["condition"], one["seed"]) for one in cells}
-    todo = [
-        Contest(arena=arena, name=name, victim=victims[name], seed=seed + repeat, label_map=label_map, device=device)
-        for repeat in range(repeats)
-        for name in victims
-        for arena in arenas
-        if (name, arena.condition, seed + repeat) not in have
-    ]
-    for tick in worked(todo, jobs):
-        if tick.fact is not None:
-            append(log, tick.fact)
-            cells.append(tick.fact)
-        yield tick
-    rewrite(folder / "records.jsonl", records(cells, settings))
+    with locked(folder / "run.lock", wait=False):
+        about, log = folder / "run.json", folder / "cells.jsonl"
+        if about.exists():
+            found = json.loads(about.read_text(encoding="utf-8"))
+            refuse_other(identity(settings), identity(found), folder)
+            settings = settings | {key: found[key] for key in found if key not in ASKED}
+        write_json(about, settings)
+        cells = lines(log)
+        rewrite(log, cells)
+        have = {(one["victim"], one["condition"], one["seed"]) for one in cells}
+        todo = [
+            Contest(arena=arena, name=name, victim=victims[name], seed=one, label_map=label_map, device=device)
+            for one in range(seed, seed + repeats)
+            for name in victims
+            for arena in arenas
+            if (name, arena.condition, one) not in have
+        ]
+        for tick in worked(todo, jobs):
+            if tick.fact is not None:
+                append(log, tick.fact)
+                cells.append(tick.fact)
+            yield tick
+        rewrite(folder / "records.jsonl", records(cells, settings))
 
 
 def worked(todo: Sequence[Contest], jobs: int) -> Iterator[Tick]:

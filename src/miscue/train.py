@@ -127,15 +127,17 @@ def training(
     optimizer: torch.optim.Optimizer,
     loss: Loss = plain,
     precision: str = "float32",
+    generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
     """Train `model` in place, one step for each batch drawn; yields after every step.
 
-    A batch is drawn only when its step is due, so `batches` may look at the model as it is just before the step.
+    A batch is drawn only when its step is due, so `batches` may look at the model as it is just before the step. The
+    loss draws by `generator`, if it draws.
     """
     for number, batch in enumerate(batches):
         optimizer.zero_grad(set_to_none=True)
         with autocast(batch.x.device, precision):
-            value = loss(model, batch)
+            value = loss(model, batch, generator)
         value.backward()
         optimizer.step()
         yield Step(number=number, loss=value.detach(), batch=batch)
@@ -150,10 +152,12 @@ def fitting(
     loss: Loss = plain,
     shown: Shown | None = None,
     weights: Tensor | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place, on the device where it is, by `recipe`; yields after every epoch.
 
-    `shown` changes each batch before the model sees it; `weights`, float (n,), say how often each image is drawn.
+    `shown` changes each batch before the model sees it; `weights`, float (n,), say how often each image is drawn;
+    `optimizer` may have groups of parameters of its own (see `scheduled`).
 
     Raises:
         InputError: the loss stopped being a finite number.
@@ -170,7 +174,8 @@ def fitting(
         weights=weights,
     )
     seen = augmented(map(shown, stream) if shown else stream, recipe, dice)
-    yield from scheduled(model, seen, recipe, len(data), loss=loss)
+    draws = dice.named("loss").generator()
+    yield from scheduled(model, seen, recipe, len(data), loss=loss, optimizer=optimizer, generator=draws)
 
 
 def augmented(stream: Iterable[Batch], recipe: Recipe, dice: Dice) -> Iterable[Batch]:
@@ -222,20 +227,27 @@ def scheduled(
     *,
     loss: Loss = plain,
     optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place on the batches of `stream`, made from so many images, as `fitting` does.
 
-    A parameter group of the optimiser may have a `pace`, a factor of the recipe's rate.
+    A parameter group of the optimiser may have a `pace`, a factor of the recipe's rate. The loss draws by `generator`.
     """
     optimizer = optimizer or recipe.make_optimizer(model)
     per_epoch = max(1, images // recipe.batch_size)
-    model.train()
-    total: Tensor | float = 0.0
-    for step in training(model, stream, optimizer=optimizer, loss=loss, precision=recipe.precision):
-        total = total + step.loss
-        done = step.number + 1
+
+    def set_rate(done: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(done / (per_epoch * recipe.epochs)) * group.get("pace", 1.0)
+
+    set_rate(0)
+    model.train()
+    total: Tensor | float = 0.0
+    steps = training(model, stream, optimizer=optimizer, loss=loss, precision=recipe.precision, generator=generator)
+    for step in steps:
+        total = total + step.loss
+        done = step.number + 1
+        set_rate(done)
         if done % per_epoch == 0:
             mean = float(total) / per_epoch
             if not math.isfinite(mean):

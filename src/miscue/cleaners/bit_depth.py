@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from miscue.cleaners.median import parted
 from miscue.data import Data
 from miscue.errors import InputError
 
@@ -19,4 +20,4 @@ def bit_depth(data: Data, *, bits: int = 2) -> Data:
         raise InputError(f"bits must lie in 1..8, got {bits}")
     step = 255 / (2**bits - 1)
     table = ((torch.arange(256) / step).round() * step).round().to(torch.uint8).to(data.images.device)
-    return data.with_images(table[data.images.long()])
+    return data.with_images(torch.cat([table[part.long()] for part in parted(data.images)]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miscue.data import Data
+from miscue.data import Data, portion
 from miscue.errors import InputError
 
 CHUNK = 512
@@ -21,8 +21,13 @@ def median(data: Data, *, side: int = 3) -> Data:
     """
     if side < 1 or side % 2 == 0 or side > 2 * min(data.shape[1:]) - 1:
         raise InputError(f"side must be odd and fit the images, got {side}")
-    parts = [around(part, side).median(1).values.to(torch.uint8) for part in data.images.split(CHUNK)]
+    parts = [around(part, side).median(1).values.to(torch.uint8) for part in parted(data.images)]
     return data.with_images(torch.cat(parts))
+
+
+def parted(images: Tensor) -> tuple[Tensor, ...]:
+    """The images in parts of which several copies have room."""
+    return images.split(portion(images, CHUNK))
 
 
 def around(images: Tensor, side: int) -> Tensor:

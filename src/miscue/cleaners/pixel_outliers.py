@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miscue.cleaners.median import CHUNK
+from miscue.cleaners.median import parted
 from miscue.data import Data
 from miscue.errors import InputError
 
@@ -22,7 +22,7 @@ def pixel_outliers(data: Data, *, threshold: float = 0.3) -> Data:
         threshold: on the scale from 0 to 1.
     """
     cleaned = []
-    for part in data.images.split(CHUNK):
+    for part in parted(data.images):
         here = alone(part, threshold)
         near = torch.stack([some.movedim(1, 3)[here] for some in neighbours(part)], dim=1)  # (pixels, 8, c)
         mended = part.movedim(1, 3).clone()

@@ -60,11 +60,10 @@ def failures() -> Iterator[None]:
         words = "no space left on the device" if error.errno == errno.ENOSPC else error.strerror or str(error)
         fail(f"{words}{f': {error.filename}' if error.filename else ''}", EXIT_SYSTEM)
     except RuntimeError as error:
-        if "does not require grad" in str(error):
-            fail("the model has no gradient; occlusion, one-pixel and stickers ask it by queries alone", EXIT_INPUT)
         if "out of memory" not in str(error):
             raise
-        fail("the device is out of memory; a smaller --batch-size may help", EXIT_SYSTEM)
+        hint = "smaller images, a smaller network or, in training, a smaller --batch-size need less"
+        fail(f"the device is out of memory; {hint}", EXIT_SYSTEM)
 
 
 def fail(message: str, code: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -109,11 +108,9 @@ def training(
 
 
 @with_recipe
-def train_by(name: str, given: dict[str, Any], *, recipe: dict[str, Any], seed: int, **shared: Any) -> None:
+def train_by(name: str, given: dict[str, Any], *, recipe: dict[str, Any], **shared: Any) -> None:
     """Train a network by another loss."""
-    seeded = {"seed": seed} if "seed" in inspect.signature(LOSSES[name]).parameters else {}
-    loss = LOSSES[name](**given, **seeded)
-    learned(loss=loss, options={"name": name, **given}, recipe=recipe, seed=seed, **shared)
+    learned(loss=LOSSES[name](**given), options={"name": name, **given}, recipe=recipe, **shared)
 
 
 CHANGED = Annotated[Path, typer.Argument(help="A model saved by miscue train.", show_default=False)]
@@ -206,4 +203,4 @@ def keep(
 for _name, _cleaner in CLEANERS.items():
     app.command(_name)(method_command(cleaning, _cleaner, partial(clean_data, _name, _cleaner), hidden=()))
 for _name, _loss in LOSSES.items():
-    app.command(_name)(method_command(training, _loss, partial(train_by, _name), hidden=("seed",)))
+    app.command(_name)(method_command(training, _loss, partial(train_by, _name), hidden=()))

@@ -39,8 +39,13 @@ def report(
     run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
     debug: DEBUG = False,
 ) -> None:
-    """Write the page of a run again from its records: RUN/report.html."""
+    """Write the page of a run again from its records, RUN/report.html; of a folder of recorded tables (results/),
+    one page of them all.
+    """
     with console.guarded(debug=debug):
+        if not (run / "run.json").is_file() and any(run.glob("*.jsonl")):
+            console.say(f"{tables_page.write(run)}: the page")
+            return
         if not (run / "run.json").is_file():
             raise InputError(f"{run} is not the folder of a run: no run.json in it")
         try:

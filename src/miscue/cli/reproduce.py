@@ -12,8 +12,8 @@ from miscue.cli.options import DEBUG, JSON, command_line
 from miscue.errors import lookup
 from miscue.files import write_json
 from miscue.report import tables_page
-from miscue.reproduce import cells, flat, joined, run, summed
-from miscue.run import lines, provenance, rewrite, torn
+from miscue.reproduce import cells, flat, run, standing, summed
+from miscue.run import CELL, RECORD, lines, provenance, rewrite, torn
 from miscue.tables import SCALES, TABLES
 from miscue.tables.poisoned import device
 
@@ -27,7 +27,7 @@ def reproduce(
         str, typer.Option(help=f"One of: {', '.join(SCALES)}: seconds, hours on two cores, days.")
     ] = "laptop",
     seeds: Annotated[
-        int | None, typer.Option(help="Of each row; default: as many as the seed's table has.", min=1)
+        int | None, typer.Option(help="Networks or draws of each row; default: as many as the row says.", min=1)
     ] = None,
     only: Annotated[
         str,
@@ -52,7 +52,7 @@ def reproduce(
     with console.guarded(debug=debug):
         lookup(dict.fromkeys(SCALES), scale, "scale")
         if list_:
-            for name, table in TABLES.items():
+            for name, table in {name: lookup(TABLES, name, "table") for name in tables or TABLES}.items():
                 count = len(list(table.rows(scale)))
                 if json_:
                     console.emit({"table": name, "title": table.title, "rows": count})
@@ -60,8 +60,10 @@ def reproduce(
                     console.say(f"{name:26} {count:3} rows  {table.title}")
             return
         todo = cells(tables or [], scale=scale, seeds=seeds, only=only)
-        for number in torn(out / "cells.jsonl"):
-            console.say(f"{out / 'cells.jsonl'}: line {number} is cut off; its cell is measured again")
+        damaged = {"cells": ("its cell is measured again", CELL), "records": ("it is summed up again", RECORD)}
+        for name, (then, needs) in damaged.items():
+            for number in torn(out / f"{name}.jsonl", needs):
+                console.say(f"{out / name}.jsonl: line {number} is cut off; {then} where it is asked for")
         failed: list[dict[str, Any]] = []
 
         def described(line: dict[str, Any]) -> str:
@@ -72,7 +74,7 @@ def reproduce(
         console.follow(run(todo, out, jobs=jobs, cluster=cluster), "reproducing", described)
         about = provenance(command_line(), device())
         records = summed(todo, out, about["command"])
-        rewrite(out / "records.jsonl", joined(lines(out / "records.jsonl"), records))
+        rewrite(out / "records.jsonl", standing([*lines(out / "records.jsonl", RECORD), *records]))
         write_json(out / "run.json", {"kind": "reproduce", "scale": scale} | about)
         if records:
             console.say(f"{tables_page.write(out)}: the page")

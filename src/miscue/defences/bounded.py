@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from miscue.data import Batch, Data, batches, floats
+from miscue.data import Batch, Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError, lookup, not_negative, positive
-from miscue.measures.activations import maxima, passed
+from miscue.measures.activations import maxima, passed, thinned
 from miscue.models.bounded import LEAST, BoundedLeakyReLU, bounds, rectifiers, squared, swapped
 from miscue.models.modes import frozen
-from miscue.models.networks import device_of, placed
-from miscue.train import Epoch, Recipe, augmented, scheduled
+from miscue.models.networks import device_of
+from miscue.train import Epoch, Recipe, fitting
 
 PER = ("layer", "channel")
 FUNCTIONAL = (torch.relu, torch.relu_, F.relu, F.relu_, Tensor.relu, Tensor.relu_)
@@ -77,7 +77,7 @@ def layer_starts(model: nn.Module, data: Data, percentile: float) -> dict[str, T
     kept: dict[str, list[Tensor]] = {}
     for activations in passed(model, data.images):
         for name, values in activations.items():
-            kept.setdefault(name, []).append(values.flatten()[:: max(1, values.numel() // 200_000)].cpu())
+            kept.setdefault(name, []).append(thinned(values, len(data)))
     found = {}
     for name, parts in kept.items():
         flat = torch.cat(parts)
@@ -126,7 +126,7 @@ class Bounding:
 
     decay: float
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """A scalar."""
         return F.cross_entropy(model(batch.x), batch.y) + self.decay * squared(model)
 
@@ -149,20 +149,9 @@ def tuning(
         raise InputError("the model has no bounded activations; bound it first")
     known = {id(parameter) for parameter in own}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups: list[dict[str, Any]] = [
-        {"params": rest},
-        {"params": own, "pace": pace, "lr": pace * recipe.lr, "weight_decay": 0.0},
-    ]
-    placed(model, data.images.device)
-    stream = batches(data, size=recipe.batch_size, epochs=recipe.epochs, dice=dice, channels_last=True)
-    yield from scheduled(
-        model,
-        augmented(stream, recipe, dice),
-        recipe,
-        len(data),
-        loss=Bounding(decay=decay),
-        optimizer=recipe.make_optimizer(groups),
-    )
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": own, "pace": pace, "weight_decay": 0.0}]
+    optimizer = recipe.make_optimizer(groups)
+    yield from fitting(model, data, recipe, dice, loss=Bounding(decay=decay), optimizer=optimizer)
 
 
 def leaky(model: nn.Module, slope: float = 0.1) -> nn.Module:

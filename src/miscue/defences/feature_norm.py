@@ -15,7 +15,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats
+from miscue.data import Data, fed
 from miscue.errors import InputError
 from miscue.models.clipping import clipped, gathers
 from miscue.models.modes import frozen
@@ -44,7 +44,7 @@ def feature_norm(model: nn.Module, data: Data, *, percentile: float = 99.0) -> n
 
     hook = gathering.register_forward_pre_hook(look)
     with frozen(found), torch.no_grad():
-        for part in data.images.split(256):
-            found(floats(part.to(device_of(found)), channels_last=True))
+        for _, x in fed(data.images, device_of(found), chunk=256):
+            found(x)
     hook.remove()
     return clipped(found, torch.cat(lengths).quantile(percentile / 100)).eval()

@@ -8,7 +8,7 @@ colours. The whole images may keep a share of the loss, which costs them less ac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from miscue.data import Batch
 from miscue.errors import InputError, not_negative, positive
-from miscue.evasions.attempt import Goal, slope
+from miscue.evasions.attempt import Goal, steepest
 from miscue.evasions.pgd import square, worst
 from miscue.images import rectangles
 from miscue.losses import shared
@@ -25,7 +25,7 @@ from miscue.models.modes import Model, frozen
 GREY = 0.5
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Occluded:
     """A loss: cross-entropy of images with an adversarial square on them, and of the whole images.
 
@@ -37,7 +37,6 @@ class Occluded:
         steps: of PGD inside it.
         alpha: length of such a step.
         whole: share of the whole images in the loss.
-        seed: of the places that are drawn.
     """
 
     side: int = 7
@@ -47,8 +46,6 @@ class Occluded:
     steps: int = 5
     alpha: float = 0.2
     whole: float = 0.0
-    seed: int = 0
-    generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         positive(side=self.side, stride=self.stride, steps=self.steps, alpha=self.alpha)
@@ -57,30 +54,28 @@ class Occluded:
             raise InputError("candidates and drawn must not both be 0")
         if not 0 <= self.whole < 1:
             raise InputError("whole must lie in [0, 1)")
-        self.generator = torch.Generator().manual_seed(self.seed)
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """A scalar."""
         with frozen(model):
-            x, masks = self.placed(model, batch)
+            x, masks = self.placed(model, batch, generator)
             goal = Goal(y=batch.y)
             for _ in range(self.steps):
-                direction, _ = slope(lambda z: goal.nearness(model(z)), x)
+                direction, _ = steepest(model, x, goal)
                 x = (x + self.alpha * masks * direction.sign()).clamp(0, 1)
         return shared(model, batch, x.detach(), whole=self.whole)
 
-    def placed(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
+    def placed(self, model: Model, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The images with a grey square at the worst of the places tried, and where it is: float (n, 1, h, w)."""
         size = batch.x.shape[2:]
         if self.side > min(size):
             raise InputError(f"a square of {self.side} pixels does not lie in images of {size[0]} x {size[1]}")
-        return worst(model, Goal(y=batch.y), self.places(model, batch))
+        return worst(model, Goal(y=batch.y), self.places(model, batch, generator))
 
-    def places(self, model: Model, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def places(self, model: Model, batch: Batch, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The images with a grey square at one place after another, and where it is."""
         if self.candidates:
-            goal = Goal(y=batch.y)
-            slopes, _ = slope(lambda z: goal.nearness(model(z)), batch.x)
+            slopes, _ = steepest(model, batch.x, Goal(y=batch.y))
             felt = F.avg_pool2d(slopes.square().sum(1, keepdim=True), self.side, self.stride)[:, 0]
             best = felt.flatten(1).topk(min(self.candidates, felt[0].numel()), dim=1).indices
             columns, size = felt.shape[2], batch.x.shape[2:]
@@ -89,5 +84,5 @@ class Occluded:
                 mask = rectangles(corners, (self.side, self.side), size)[:, None]
                 yield batch.x.masked_fill(mask, GREY), mask.to(batch.x)
         for _ in range(self.drawn):
-            mask = square(batch.x, self.side, self.generator)
+            mask = square(batch.x, self.side, generator)
             yield batch.x.masked_fill(mask.bool(), GREY), mask

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from miscue.covers import FILLS
+from miscue.data import portion
 from miscue.errors import InputError, lookup
 from miscue.explainers.occlusion import TOGETHER, averaged, masked_scores, window_masks, windows
 from miscue.models.modes import Model, frozen
@@ -119,7 +120,7 @@ class Detector:
         fill, masks = lookup(FILLS, self.fill, "fill"), window_masks(x, self.window, self.stride)
         count = math.prod(windows(side, self.window, self.stride) for side in x.shape[2:])
         with frozen(model), torch.inference_mode():
-            whole = torch.cat([model(part).softmax(1) for part in x.split(TOGETHER)])
+            whole = torch.cat([model(part).softmax(1) for part in x.split(portion(x, TOGETHER))])
             covered = whole.new_empty(len(x), count, whole.shape[1])
             changes = whole.new_empty(len(x), count)
             for images, chosen, scores, shown in masked_scores(model, x, fill, masks, count):

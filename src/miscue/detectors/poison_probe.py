@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from miscue.cleaners import bit_depth, jpeg, median, pixel_outliers
-from miscue.cleaners.median import CHUNK
+from miscue.cleaners.median import parted
 from miscue.cleaners.pixel_outliers import alone
 from miscue.data import Data, floats
 from miscue.dice import Dice
-from miscue.distortions import blur
+from miscue.distortions import gaussian
 from miscue.errors import InputError
 from miscue.measures.accuracy import accuracy
 from miscue.models.networks import placed
@@ -47,8 +47,8 @@ STEPS = 300  # of a training, at least: of few images there are more passes
 
 def softened(data: Data, *, strength: float = 0.7) -> Data:
     """Images blurred a little, by a Gaussian of `strength` pixels."""
-    parts = [blur(floats(part), strength, Dice().generator()) for part in data.images.split(CHUNK)]
-    return data.with_images((255 * torch.cat(parts)).round().to(torch.uint8))
+    parts = [(255 * gaussian(floats(part), strength)).round().to(torch.uint8) for part in parted(data.images)]
+    return data.with_images(torch.cat(parts))
 
 
 CHANGES: dict[str, Callable[[Data], Data]] = {
@@ -173,7 +173,7 @@ def guessing(data: Data) -> float:
 def lone_pixels(data: Data) -> Tensor:
     """How much more often each pixel stands alone in images of one class than of the others: float (classes, h, w)."""
     counts = torch.zeros(len(data.classes), *data.shape[1:])
-    for images, labels in zip(data.images.split(CHUNK), data.labels.split(CHUNK), strict=True):
-        counts.index_add_(0, labels.cpu(), alone(images, STANDS_OUT).float().cpu())
+    lone = torch.cat([alone(part, STANDS_OUT) for part in parted(data.images)])
+    counts.index_add_(0, data.labels.cpu(), lone.float().cpu())
     own = data.labels.cpu().bincount(minlength=len(data.classes)).float()[:, None, None]
     return counts / own.clamp(min=1) - (counts.sum(0) - counts) / (own.sum() - own).clamp(min=1)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from miscue.data import portion
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.models.modes import Model, frozen
+from miscue.models.modes import Model, differentiable, frozen
 
 ROOM = 2**30  # bytes that an attack's forward pass may keep
 MOST = 512  # images at a time; a processor gains nothing from more
@@ -99,6 +99,7 @@ def attempted(
     dice: Dice,
     chunk: int = 0,
     copies: int = 1,
+    gradient: bool = False,
 ) -> Adversarial:
     """Run `attack` on images x (n, c, h, w) of classes y (n,), part by part, and score what it found.
 
@@ -111,14 +112,16 @@ def attempted(
         dice: each part has a stream of its own.
         chunk: images in a part; 0 for as many as a bound on memory allows, halved where it runs out all the same.
         copies: of each image that the model is shown in one go.
+        gradient: whether the attack asks the model for one.
 
     Raises:
-        InputError: images outside [0, 1], classes that the scores do not have, or of another number.
+        InputError: images outside [0, 1], classes that the scores do not have, or of another number; no gradient where
+            one is asked for.
     """
     parts: list[Found] = []
     outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
     with frozen(model):
-        kept = check(model, x, y, target)
+        kept = check(model, x, y, target, gradient=gradient)
         goal = Goal(y=y, target=target)
         size = chunk or max(1, min(MOST, ROOM // max(kept, 1)) // copies)
         for index, found in in_parts(attack, model, x, goal, dice, size):
@@ -158,7 +161,7 @@ def idle(found: Found, x: Tensor) -> Tensor:
     return (found.x == x).flatten(1).all(1)
 
 
-def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> int:
+def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None, *, gradient: bool = False) -> int:
     """Raise an InputError where an attack cannot begin; else how many bytes a backward pass needs of one image."""
     if x.ndim != 4 or not x.is_floating_point() or not len(x):
         raise InputError(f"images must be float (n, c, h, w), at least one, got {x.dtype} {tuple(x.shape)}")
@@ -166,6 +169,7 @@ def check(model: Model, x: Tensor, y: Tensor, target: Tensor | None) -> int:
     if not (low >= 0 and high <= 1):
         raise InputError(f"images must lie in [0, 1], got {low:g} to {high:g}; normalise inside the model")
     scores, kept = weighed(model, x[:1])
+    scores = (differentiable(scores) if gradient else scores).detach()
     classes = scores.shape[1]
     if bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4:
         text = "the model gives probabilities; attacks by gradients are weak on those, take its scores before softmax"
@@ -199,7 +203,7 @@ def weighed(model: Model, x: Tensor) -> tuple[Tensor, int]:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
         scores = model(x.detach().requires_grad_())
-    return scores.detach(), kept
+    return scores, kept
 
 
 def in_parts(
@@ -234,8 +238,18 @@ def slope(rises: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]
     """The gradient (n, c, h, w) at x of what is to rise, a number for each image, and that number (n,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value = rises(x)
-        if not value.requires_grad:
-            raise InputError("the model has no gradient; attacks by queries (one-pixel, stickers) do without")
+        value = differentiable(rises(x))
         (found,) = torch.autograd.grad(value.sum(), x)
     return found, value.detach()
+
+
+def steepest(model: Model, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+    """The gradient (n, c, h, w) of the goal's nearness at images x, and the model's scores of them (n, classes)."""
+    said: list[Tensor] = []
+
+    def rises(x: Tensor) -> Tensor:
+        said.append(scores := model(x))
+        return goal.nearness(scores)
+
+    direction, _ = slope(rises, x)
+    return direction, said[0].detach()

@@ -55,7 +55,7 @@ def deepfool(
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
         return to_boundary(model, x, goal, norm=norm, steps=steps, candidates=candidates, overshoot=overshoot)
 
-    return attempted(attack, model, x, y, target=target, dice=Dice(), chunk=chunk)
+    return attempted(attack, model, x, y, target=target, dice=Dice(), chunk=chunk, gradient=True)
 
 
 def to_boundary(

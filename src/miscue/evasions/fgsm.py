@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from miscue.dice import Dice
-from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, slope
+from miscue.errors import positive
+from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, steepest
 from miscue.models.modes import Model
 
 
@@ -28,17 +29,11 @@ def fgsm(
         eps: L-infinity budget, in the units of the images.
         chunk: images at a time; 0 for what memory allows.
     """
+    positive(eps=eps)
 
     def attack(model: Model, x: Tensor, goal: Goal, dice: Dice) -> Found:
-        clean: list[Tensor] = []
-
-        def rises(x: Tensor) -> Tensor:
-            scores = model(x)
-            clean.append(scores.detach())
-            return goal.nearness(scores)
-
-        direction, nearness = slope(rises, x)
+        direction, scores = steepest(model, x, goal)
         moved = (x + eps * direction.sign()).clamp_(0, 1)
-        return Found(x=moved, queries=torch.ones_like(goal.y), loss=nearness[None], clean=clean[0])
+        return Found(x=moved, queries=torch.ones_like(goal.y), loss=goal.nearness(scores)[None], clean=scores)
 
     return attempted(attack, model, x, y, target=target, dice=Dice(), chunk=chunk)

@@ -68,7 +68,7 @@ def patch(
     positive(steps=steps, starts=starts, batch=batch, lr=lr)
     named = dice or Dice()
     with frozen(model):
-        check(model, x, y, target)
+        check(model, x, y, target, gradient=True)
         goal = Goal(y=y, target=target)
         side = side_of(area, form, x)
         queries = torch.zeros_like(y)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from miscue.balls import onto, within
+from miscue.balls import NORMS, onto, within
 from miscue.dice import Dice
-from miscue.errors import InputError, positive
+from miscue.errors import InputError, lookup, positive
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted, slope
 from miscue.images import rectangles
 from miscue.models.modes import Model
@@ -65,6 +65,7 @@ def pgd(
         dice: for starts and transformations.
         chunk: images at a time; 0 for what memory allows.
     """
+    lookup(dict.fromkeys(NORMS), norm, "norm")
     positive(eps=eps, alpha=alpha, steps=steps, restarts=restarts, tries=tries, samples=samples)
     if tries > 1 and not (side and random_start):
         raise InputError("tries are of places of a square, with random starts")
@@ -130,7 +131,7 @@ def worst(model: Model, goal: Goal, starts: Iterator[tuple[Tensor, Tensor]]) -> 
     return z, mask
 
 
-def square(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def square(x: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
     """A square of ones at a random place within each image, zeros elsewhere: float (n, 1, h, w)."""
     room = torch.tensor([x.shape[2] - side + 1, x.shape[3] - side + 1])
     corners = (torch.rand(len(x), 2, generator=generator) * room).long().to(x.device)

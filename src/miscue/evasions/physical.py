@@ -96,7 +96,9 @@ def physical(
         found = (x + passed(mask, 2)).clamp(0, 1)
         return Found(x=found, queries=torch.full_like(goal.y, 2 * steps * samples), loss=torch.stack(curve))
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=samples)
+    return attempted(
+        attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=samples, gradient=True
+    )
 
 
 def views(x: Tensor, generator: torch.Generator) -> Tensor:

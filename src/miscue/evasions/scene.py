@@ -81,4 +81,4 @@ def scene(
         queries = torch.full_like(goal.y, starts + (steps + 1 if steps else 0))
         return Found(x=found, queries=queries, loss=torch.stack(curve))
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk)
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, gradient=steps > 0)

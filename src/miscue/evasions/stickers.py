@@ -129,7 +129,7 @@ def soft_stickers(
         found = finished.unflatten(0, (len(x), starts))[rows, best]
         return Found(x=found, queries=torch.full_like(goal.y, starts * (steps + 1)), loss=torch.stack(curve))
 
-    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=starts)
+    return attempted(attack, model, x, y, target=target, dice=dice or Dice(), chunk=chunk, copies=starts, gradient=True)
 
 
 def colours_of(white: int, black: int, area: float, x: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from miscue.balls import onto, within
+from miscue.balls import NORMS, onto, within
 from miscue.dice import Dice
-from miscue.errors import positive, share_of_one
+from miscue.errors import lookup, positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Goal, check, outcome, scored, slope
 from miscue.evasions.deepfool import to_boundary
 from miscue.evasions.pgd import ascent
@@ -57,11 +57,12 @@ def universal(
     Returns:
         the images with it; `shared` is v, and `loss` the share of changed predictions after each pass.
     """
+    lookup(dict.fromkeys(NORMS), norm, "norm")
     share_of_one(fooling=fooling)
     positive(eps=eps, passes=passes)
     order = (dice or Dice()).named("order")
     with frozen(model):
-        check(model, x, y, None)
+        check(model, x, y, None, gradient=True)
         v = best = torch.zeros_like(x[:1])
         queries, curve = torch.ones_like(y), []
         clean = scored(model, x)
@@ -113,10 +114,11 @@ def universal_gradient(
     Returns:
         the images with it; `shared` is v, and `loss` the share of changed predictions, or of targets, after each pass.
     """
+    lookup(dict.fromkeys(NORMS), norm, "norm")
     positive(eps=eps, passes=passes, batch=batch, alpha=alpha, bound=bound)
     named = dice or Dice()
     with frozen(model):
-        check(model, x, y, target)
+        check(model, x, y, target, gradient=True)
         clean = scored(model, x)
         goal, best, curve = Goal(y=clean.argmax(1), target=target), torch.zeros_like(x[:1]), []
         v = within(best, eps, norm, named.named("start").generator())

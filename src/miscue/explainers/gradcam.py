@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miscue.errors import InputError, lookup
-from miscue.models.modes import mode
+from miscue.models.modes import differentiable, mode
 
 
 def gradcam(model: nn.Module, x: Tensor, y: Tensor, *, layer: str = "") -> Tensor:
@@ -42,7 +42,7 @@ def gradcam(model: nn.Module, x: Tensor, y: Tensor, *, layer: str = "") -> Tenso
     hook = target.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
         with mode(model, train=False), torch.enable_grad():
-            scores = model(x.detach().requires_grad_())
+            scores = differentiable(model(x.detach().requires_grad_()))
             (slopes,) = torch.autograd.grad(scores.gather(1, y[:, None]).sum(), kept[-1])
     finally:
         hook.remove()

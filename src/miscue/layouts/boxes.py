@@ -26,7 +26,8 @@ def read_boxes(path: Path) -> Scenes:
     Either as COCO has it ("images" with id and file_name, "annotations" with image_id, category_id and bbox as x, y,
     width, height, "categories"), or with "file", "boxes" (xmin, ymin, xmax, ymax) and "labels" (names) in each entry of
     "images". Labels are numbered from 1 in the order of the categories, or of the sorted names. Photos lie beside
-    annotations.json or in `images`. Boxes are cut off at the photo's edge; those that nothing is left of are dropped.
+    annotations.json or in `images`. Boxes are cut off at the photo's edge; those less than a pixel wide or high then
+    are dropped.
 
     Raises:
         InputError: no such file, or it lacks something; a photo that is missing or damaged; the message names it.
@@ -41,6 +42,11 @@ def read_boxes(path: Path) -> Scenes:
         raise InputError(f"{file} is not as expected: {type(error).__name__}: {error}") from None
     if not entries:
         raise InputError(f"{file} names no photos")
+    for name, boxes, labels in entries:
+        if len(boxes) != len(labels):
+            raise InputError(f"{file}: {name} has {len(boxes)} boxes and {len(labels)} labels")
+        if not all(len(box) == 4 and all(isinstance(side, int | float) for side in box) for box in boxes):
+            raise InputError(f"{file}: {name} has a box that is not four numbers")
     images = [decode(located(path, name), channels=3) for name, _, _ in entries]
     targets = [
         cut(boxes, labels, image.shape[1], image.shape[2])

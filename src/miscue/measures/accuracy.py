@@ -31,9 +31,9 @@ def drawn_parts(images: Tensor, chunk: int) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def predictions(model: nn.Module, images: Tensor, *, chunk: int = 200) -> Tensor:
     """Predicted classes, int64 (n,) on the CPU, in eval mode; `images` uint8, or float inputs as they are."""
-    chunk = portion(images, chunk)
+    parts = images.split(portion(images, chunk))
     with mode(model, train=False):
-        return torch.cat([predict(model, images[i : i + chunk]) for i in range(0, len(images), chunk)])
+        return torch.cat([predict(model, part) for part in parts]).cpu()
 
 
 @torch.no_grad()
@@ -46,15 +46,15 @@ def batch_statistics_predictions(model: nn.Module, images: Tensor, *, chunk: int
     twin, found = deepcopy(model), torch.empty(len(images), dtype=torch.int64)
     with mode(twin, train=True):
         for part in drawn_parts(images, chunk):
-            found[part] = predict(twin, images[part])
+            found[part] = predict(twin, images[part]).cpu()
     return found
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """argmax of the scores of one chunk."""
+    """The classes of largest score for one chunk, int64 (n,) where the model is."""
     images = images.to(device_of(model))
     x = floats(images, channels_last=True) if images.dtype == torch.uint8 else images
-    return model(x).argmax(1).cpu()
+    return model(x).argmax(1)
 
 
 def percent(hits: Tensor) -> float:

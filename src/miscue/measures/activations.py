@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miscue.data import floats, portion
+from miscue.data import fed
 from miscue.errors import InputError
 from miscue.models.bounded import BoundedLeakyReLU
 from miscue.models.modes import frozen
@@ -58,10 +58,15 @@ def watched(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 def passed(model: nn.Module, images: Tensor, *, chunk: int = 256) -> Iterator[dict[str, Tensor]]:
     """The activations of uint8 images, part by part: layer -> (part, ...); several runs of a layer side by side."""
     with frozen(model), torch.no_grad(), watched(model) as outputs:
-        for part in images.split(portion(images, chunk)):
+        for _, x in fed(images, device_of(model), chunk=chunk):
             outputs.clear()
-            model(floats(part.to(device_of(model)), channels_last=True))
-            yield {name: in_columns(runs, len(part)) for name, runs in outputs.items()}
+            model(x)
+            yield {name: in_columns(runs, len(x)) for name, runs in outputs.items()}
+
+
+def thinned(values: Tensor, count: int) -> Tensor:
+    """Some of a part's activations, evenly spaced, so few that those of all `count` images are about `KEPT`: (k,)."""
+    return values.flatten()[:: max(1, values[0].numel() * count // KEPT)].cpu()
 
 
 def in_columns(runs: list[Tensor], count: int) -> Tensor:
@@ -85,10 +90,8 @@ def layers(model: nn.Module, images: Tensor) -> list[Layer]:
     facts: dict[str, list[tuple[float, int, int]]] = {}  # of each part the largest, how many are not 0, and how many
     for activations in passed(model, images):
         for name, values in activations.items():
-            flat = values.flatten()
-            step = max(1, values[0].numel() * len(images) // KEPT)
-            kept.setdefault(name, []).append(flat[::step].cpu())
-            facts.setdefault(name, []).append((float(flat.amax()), int(flat.count_nonzero()), flat.numel()))
+            kept.setdefault(name, []).append(thinned(values, len(images)))
+            facts.setdefault(name, []).append((float(values.amax()), int(values.count_nonzero()), values.numel()))
     return [
         Layer(
             name=name,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from miscue.data import Data, floats, portion
+from miscue.data import Data, fed
 from miscue.models.networks import device_of
 
 
@@ -16,12 +16,12 @@ def class_maps(model: nn.Module, data: Data, explainer: Callable[..., Tensor], *
 
     An image whose map is 0 everywhere counts for nothing; a class of only such images has a map of zeros.
     """
-    device, chunk = device_of(model), portion(data.images, chunk)
+    device = device_of(model)
     sums = torch.zeros(len(data.classes), *data.shape[1:])
     counts = torch.zeros(len(data.classes))
-    for start in range(0, len(data), chunk):
-        labels = data.labels[start : start + chunk].to(device)
-        maps = explainer(model, floats(data.images[start : start + chunk].to(device), channels_last=True), labels)
+    for part, x in fed(data.images, device, chunk=chunk):
+        labels = data.labels[part].to(device)
+        maps = explainer(model, x, labels)
         mass = maps.sum((1, 2))
         seen = mass > 0
         sums.index_add_(0, labels[seen].cpu(), (maps[seen] / mass[seen, None, None]).cpu())

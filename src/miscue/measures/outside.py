@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from miscue.data import floats, portion
+from miscue.data import fed
 from miscue.errors import InputError, positive
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
@@ -21,12 +21,8 @@ def confidence(model: nn.Module, images: Tensor, *, scale: float = 1.0, chunk: i
     """
     positive(scale=scale)
     with frozen(model), torch.no_grad():
-        return torch.cat(
-            [
-                model(scale * floats(part.to(device_of(model)), channels_last=True)).softmax(1).amax(1).cpu()
-                for part in images.split(portion(images, chunk))
-            ]
-        )
+        sure = [model(scale * x).softmax(1).amax(1) for _, x in fed(images, device_of(model), chunk=chunk)]
+        return torch.cat(sure).cpu()
 
 
 def told_apart(inside: Tensor, outside: Tensor) -> dict[str, float]:

@@ -34,7 +34,7 @@ def robust_to(
         attacked: the attacked ones.
         y: int64 (n,), the true classes.
         target: int64 (n,), what they should be taken for; anything but y if None.
-        draws: of the distortion for each image; clean and attacked images meet the same ones.
+        draws: of the distortion for each image, if it draws; clean and attacked images meet the same ones.
         dice: for the draws.
         chunk: images at a time, or fewer large ones.
 
@@ -52,7 +52,8 @@ def robust_to(
         found = []
         for strength in distortion.strengths:
             right, hits = torch.zeros(len(x)), torch.zeros(len(x))
-            for draw in range(draws):
+            times = draws if distortion.drawn and strength else 1
+            for draw in range(times):
                 for start in range(0, len(x), chunk):
                     part = slice(start, start + chunk)
                     one, other = (named.named("draw", draw, start).generator() for _ in range(2))
@@ -62,7 +63,7 @@ def robust_to(
                     hits[part] += (moved != y[part] if target is None else moved == target[part]).cpu()
             shares = {"accuracy": right, "success": hits, "kept": hits[won.cpu()]}
             means = {
-                name: 100 * float(share.mean()) / draws if len(share) else float("nan")
+                name: 100 * float(share.mean()) / times if len(share) else float("nan")
                 for name, share in shares.items()
             }
             found.append({"strength": float(strength), **means})

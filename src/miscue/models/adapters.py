@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def adapted(model: Any, *, mean: Sequence[float] | None = None, std: Sequence[fl
             they are.
 
     Raises:
-        InputError: only one of mean and std, a std of 0, or something that is no classifier.
+        InputError: only one of mean and std, a std of 0, something that is no classifier, classes that are no numbers.
     """
     if (mean is None) != (std is None):
         raise InputError("mean and std belong together; only one was given")
@@ -50,6 +51,9 @@ def adapted(model: Any, *, mean: Sequence[float] | None = None, std: Sequence[fl
         classes = getattr(model, "classes_", None)
         if classes is None or not hasattr(model, "predict"):
             raise InputError(f"{type(model).__name__} is neither a network nor a fitted classifier of scikit-learn")
+        if not all(isinstance(label, int | np.integer) and label >= 0 for label in classes):
+            names = ", ".join(map(str, classes))
+            raise InputError(f"classes must be numbers from 0 on, {type(model).__name__} was fitted to {names}")
         return Estimator(model, int(max(classes)) + 1).eval()
     if mean is None or std is None:
         known = getattr(model, "pretrained_cfg", None) or {}

@@ -10,10 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from miscue.errors import InputError
 from miscue.models import layers
 
 Model = Callable[[Tensor], Tensor]
 """Images (n, c, h, w) in [0, 1] -> scores (n, classes); normalisation is inside."""
+
+
+def differentiable(scores: Tensor) -> Tensor:
+    """What a model says of images that ask for a gradient, as it is.
+
+    Raises:
+        InputError: there is no way back from it.
+    """
+    if not scores.requires_grad:
+        raise InputError("the model has no gradient; occlusion, one-pixel and stickers ask it by queries alone")
+    return scores
 
 
 @contextmanager

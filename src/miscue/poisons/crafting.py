@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec
 
+import torch
 from torch import Tensor
 
 from miscue.dice import Dice
@@ -105,14 +106,20 @@ def unpacked(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The per-parameter tensors of an optimiser's state dict, by "index.name"."""
-    return {f"{i}.{name}": value for i, slots in state["state"].items() for name, value in slots.items()}
+    """What an optimiser's state dict has learned: tensors by "index.name", and the steps that some count by group."""
+    tensors = {f"{i}.{name}": value for i, slots in state["state"].items() for name, value in slots.items()}
+    counted = {i: group["step"] for i, group in enumerate(state["param_groups"]) if "step" in group}
+    return tensors | {f"group {i}.step": torch.tensor(step) for i, step in counted.items()}
 
 
 def optimizer_state(template: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The inverse of `optimizer_tensors`; settings come from `template`, a fresh optimiser's state dict."""
     slots: dict[int, dict[str, Tensor]] = {}
+    groups = [dict(group) for group in template["param_groups"]]
     for key, value in tensors.items():
         index, name = key.split(".")
-        slots.setdefault(int(index), {})[name] = value
-    return {**template, "state": slots}
+        if index.startswith("group "):
+            groups[int(index.removeprefix("group "))][name] = int(value)
+        else:
+            slots.setdefault(int(index), {})[name] = value
+    return {"state": slots, "param_groups": groups}

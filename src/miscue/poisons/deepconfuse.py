@@ -240,6 +240,9 @@ def deepconfuse(
         gradient != "exact" or (recipe.optimizer, recipe.momentum, recipe.weight_decay) != ("sgd", 0, 0)
     ):
         raise InputError("unroll looks ahead over steps of plain SGD by the exact gradient; choose those")
+    unheeded = recipe.unusual.keys() & {"schedule", "precision", "shift", "scenes", "holes"}
+    if unheeded:
+        raise InputError(f"surrogates are watched without the recipe's {', '.join(sorted(unheeded))}; leave it out")
     drive = lookup(OBJECTIVES, objective, "objective")
     networks = [name.strip() for name in (warm_up_surrogates or attacker.surrogate).split(",")]
     for name in (attacker.surrogate, *networks):

@@ -226,7 +226,8 @@ def normalised(layer: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) ->
     """BatchNorm's formula for (n, features) or (n, features, h, w), with the statistics of x[count:]."""
     if isinstance(layer, BatchNorm1d | BatchNorm2d) and layer.team.size > 1:
         return together(layer, x, count, keep=False)
-    y: Tensor = Borrow.apply(x, layer.weight, layer.bias, count, layer.eps)[0]
+    line = (layer.weight, layer.bias) if layer.affine else (x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
+    y: Tensor = Borrow.apply(x, *line, count, layer.eps)[0]
     return y
 
 

@@ -123,16 +123,18 @@ def scattered(space: Space, visible: Tensor, count: int, dice: Dice) -> list[Pix
     classes, generator = len(space.nearest), dice.generator()
     grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=2)
     free = (space.nearest == grid).all(3).flatten(1)
-    ranked = (visible.flatten() - (~free) * visible.max() * 2).argsort(dim=1, descending=True, stable=True)
+    seen = visible.flatten() - (~free) * visible.max() * 2
+    ranked = seen.argsort(dim=1, descending=True, stable=True).tolist()
+    quarters = [max(classes, int(own.sum()) // 4) for own in free]
     turns = torch.randperm(classes, generator=generator).tolist()
     found = []
     for number in range(count):
-        taken: list[int] = []
+        taken: set[int] = set()
         drawn = torch.zeros(classes, dtype=torch.long)
         for label in torch.randperm(classes, generator=generator).tolist():
-            left = [place for place in ranked[label, : max(classes, int(free[label].sum()) // 4)] if place not in taken]
+            left = [place for place in ranked[label][: quarters[label]] if place not in taken]
             drawn[label] = left[int(torch.randint(len(left), (), generator=generator))]
-            taken.append(int(drawn[label]))
+            taken.add(int(drawn[label]))
         places = torch.stack([drawn // width, drawn % width], dim=1)
         white = Pixels(places=places, values=torch.full((classes, channels), 255).byte(), shape=space.shape)
         found.append(black(white, turns[number % classes]))

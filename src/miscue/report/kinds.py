@@ -33,9 +33,10 @@ class Shown:
         return self.records[measure]["published"] if measure in self.records else None
 
     def values(self, name: str) -> list[Any]:
-        """A measure, or what a figure is drawn from, of each cell that has it."""
+        """A measure, or what a figure is drawn from, of each cell that has it; else the mean that is recorded."""
         every = [cell["measures"] | cell.get("figures", {}) for cell in self.cells]
-        return [found[name] for found in every if name in found]
+        found = [one[name] for one in every if name in one]
+        return found or [self.records[name]["mean"]] if name in self.records else found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,19 +23,34 @@ from miscue.tables.rows import SCALES, Measures, Row, Workshop
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: what it is called, its rows at a scale, and sentences made from its records, where it has some."""
+    """A table.
+
+    title: what it is called. said: what to know before comparing. rows: at a scale.
+    verdicts: sentences made from its records, where it has some.
+    """
 
     title: str
     rows: Callable[[str], Iterator[Row]]
+    said: str = ""
     verdicts: Callable[[list[dict[str, Any]]], list[str]] = lambda records: []
 
 
+TEN_RUNS = "The published figures are means of 10 runs. Here are fewer, as a network takes minutes to hours of a core."
+
 TABLES: dict[str, Table] = {
-    "deepconfuse": Table(title="DeepConfuse: accuracy after training on poisoned data", rows=deepconfuse.accuracies),
-    "deepconfuse-eps": Table(title="DeepConfuse: how strong the noise must be", rows=deepconfuse.budgets),
-    "deepconfuse-share": Table(title="DeepConfuse: how much of the data must be poisoned", rows=deepconfuse.shares),
-    "deepconfuse-label-map": Table(title="DeepConfuse: errors by a rule", rows=deepconfuse.rules),
-    "deepconfuse-transfer": Table(title="DeepConfuse: other learners under the same poison", rows=transfer.transfer),
+    "deepconfuse": Table(
+        title="DeepConfuse: accuracy after training on poisoned data", rows=deepconfuse.accuracies, said=TEN_RUNS
+    ),
+    "deepconfuse-eps": Table(
+        title="DeepConfuse: how strong the noise must be", rows=deepconfuse.budgets, said=TEN_RUNS
+    ),
+    "deepconfuse-share": Table(
+        title="DeepConfuse: how much of the data must be poisoned", rows=deepconfuse.shares, said=TEN_RUNS
+    ),
+    "deepconfuse-label-map": Table(title="DeepConfuse: errors by a rule", rows=deepconfuse.rules, said=TEN_RUNS),
+    "deepconfuse-transfer": Table(
+        title="DeepConfuse: other learners under the same poison", rows=transfer.transfer, said=TEN_RUNS
+    ),
     "deepconfuse-features": Table(title="DeepConfuse: deep features, by PCA", rows=inside.deep_features),
     "deepconfuse-weights": Table(title="DeepConfuse: a linear SVM's weights", rows=inside.linear_weights),
     "single-pixel": Table(title="Single pixels: test error of networks", rows=single_pixel.networks),

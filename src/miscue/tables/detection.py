@@ -27,7 +27,7 @@ from miscue.images import rectangles
 from miscue.measures.accuracy import accuracy
 from miscue.models.modes import frozen
 from miscue.models.store import load_tensors, save_tensors
-from miscue.tables.nets import SIDES, SIGNS, TRAININGS, arena, base, described, drawing_by
+from miscue.tables.nets import SIDES, SIGNS, TRAININGS, arena, base, described
 from miscue.tables.pictures import roc
 from miscue.tables.poisoned import device
 from miscue.tables.rows import Drawn, Measures, Row, Workshop
@@ -54,9 +54,7 @@ def attacked(row: dict[str, Any], seed: int, workshop: Workshop) -> Attacked:
     """The successes of a row's attack on the second half of the test images; of patches only the confident ones."""
     victim = TRAININGS[row["training"]](row["data"])
     here = arena(row["data"], seed, workshop, victim=victim)
-    settings = (
-        {key: row[key] for key in ("data", "attack", "images")} | {"seed": seed} | described(drawing_by(seed, victim))
-    )
+    settings = {key: row[key] for key in ("data", "attack", "images")} | {"seed": seed} | described(victim)
     if "adaptive" in row["attack"]:
         settings["window"] = WINDOWS[row["data"]][0]
 

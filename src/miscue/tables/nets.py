@@ -82,19 +82,13 @@ def described(victim: Victim) -> dict[str, Any]:
     return {"network": victim.network, "recipe": victim.recipe.unusual, "loss": loss}
 
 
-def drawing_by(seed: int, victim: Victim) -> Victim:
-    """The victim whose loss draws by this seed, if it draws at all."""
-    loss: Any = victim.loss
-    return replace(victim, loss=replace(loss, seed=seed)) if hasattr(loss, "seed") else victim
-
-
 @lru_cache(maxsize=8)
 def arena(data: str, seed: int, workshop: Workshop, *, victim: Victim | None = None, on: bool = False) -> Arena:
     """The network of a seed on a data set, of the usual victim or another, which may go on from the usual one's."""
     splits = known(data)
     assert splits.test is not None
     usual, dice = VICTIMS[data], Dice(seed).named("net", data)
-    chosen, train = drawing_by(seed, victim or usual), splits.train
+    chosen, train = victim or usual, splits.train
 
     def trained() -> dict[str, tuple[nn.Module, Plan]]:
         start = arena(data, seed, workshop).model if on else None

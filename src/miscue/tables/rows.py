@@ -51,7 +51,7 @@ class Row:
     """A row of a table.
 
     settings: what it is of, plain data. measure: how a cell of it is measured. published: measure -> the seed's figure.
-    seeds: how many the seed's table has. note: what to know when comparing with them, or of a row without any.
+    seeds: how many networks, or draws, it takes. note: what to know when comparing with them, or of a row without any.
     """
 
     settings: dict[str, Any]
