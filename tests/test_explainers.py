@@ -18,10 +18,10 @@ from miscue.measures.attribution import (
     deletion,
     insertion,
     pointed,
-    rank_correlation,
     sanity,
     share_inside,
 )
+from miscue.measures.statistics import rank_correlation
 from miscue.models.store import Plan, build
 from miscue.train import Recipe
 from miscue.victims import Victim

@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import look_at, striped
 from miscue.errors import InputError
 from miscue.evaluation import arenas
-from miscue.hardness import auroc
+from miscue.measures.statistics import auroc
 from miscue.report import tables_page
 from miscue.report.drawings import Line, Plane, dots, histograms, lines, scatter
 from miscue.report.kinds import KINDS, Made, gathered

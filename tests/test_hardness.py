@@ -16,7 +16,8 @@ from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
 from miscue.evasions import fgsm, pgd
-from miscue.hardness import HARDNESS, auroc, ease, emphasised, forgotten, kappa, smallest_eps
+from miscue.hardness import HARDNESS, ease, emphasised, forgotten, kappa, smallest_eps
+from miscue.measures.statistics import auroc
 from miscue.models.store import load_model
 from miscue.readers import read
 from miscue.train import Recipe

@@ -17,6 +17,7 @@ from miscue.data import Data, fed
 from miscue.errors import InputError, positive
 from miscue.evasions.attempt import Goal, steepest
 from miscue.evasions.deepfool import deepfool
+from miscue.measures.statistics import ranks
 from miscue.models.modes import Model, frozen
 from miscue.models.networks import device_of
 
@@ -164,19 +165,4 @@ def emphasised(values: Tensor, emphasis: float) -> Tensor:
         raise InputError(
             f"emphasis must be at least 1 and there must be two images, got {emphasis:g} and {len(values)}"
         )
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0) - (counts + 1) / 2
-    return 1 + (emphasis - 1) * (1 - middle[place] / (len(values) - 1))
-
-
-def auroc(scores: Tensor, positive: Tensor) -> float:
-    """The area under the ROC curve, in percent: how often a positive one has a larger score than another.
-
-    Raises:
-        InputError: all are positive, or none.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    if bool(positive.all()) or not bool(positive.any()):
-        raise InputError("an ROC curve needs some of both kinds")
-    return 100 * float(roc_auc_score(positive.numpy(), scores.numpy()))
+    return (1 + (emphasis - 1) * (1 - (ranks(values) - 1) / (len(values) - 1))).float()

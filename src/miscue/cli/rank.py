@@ -29,8 +29,9 @@ from miscue.cli.pieces import pieces
 from miscue.data import Data
 from miscue.errors import InputError, lookup
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
-from miscue.hardness import HARDNESS, auroc, ease, emphasised
+from miscue.hardness import HARDNESS, ease, emphasised
 from miscue.measures.accuracy import predictions
+from miscue.measures.statistics import auroc
 from miscue.models.networks import placed
 from miscue.report import rank_page
 from miscue.run import fingerprint, provenance, written

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from miscue.dice import Dice
 from miscue.errors import positive
+from miscue.measures.statistics import rank_correlation
 from miscue.models.modes import Model, frozen
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -107,20 +108,3 @@ def sanity(explainer: Explainer, model: nn.Module, x: Tensor, y: Tensor, *, dice
     return {
         name: float(rank_correlation(trained, explainer(copy, x, y)).mean()) for name, copy in randomised(model, dice)
     }
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's correlation of maps (n, h, w), pair by pair: float (n,), 0 where all of a map is equal."""
-    ranks = [mean_ranks(some.flatten(1)) for some in (a, b)]
-    centred = [some - some.mean(1, keepdim=True) for some in ranks]
-    scale = (centred[0].norm(dim=1) * centred[1].norm(dim=1)).clamp(min=1e-12)
-    return (centred[0] * centred[1]).sum(1) / scale
-
-
-def mean_ranks(values: Tensor) -> Tensor:
-    """The rank of each of (n, k) values in its row, from 1; equal ones share the mean of theirs."""
-    rows = []
-    for row in values.cpu():  # `unique` waits for a GPU each time
-        _, where, counts = row.unique(return_inverse=True, return_counts=True)
-        rows.append((counts.cumsum(0) - (counts - 1) / 2)[where])
-    return torch.stack(rows).to(values.device)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from miscue.data import fed
-from miscue.errors import InputError, positive
+from miscue.errors import positive
+from miscue.measures.statistics import auroc
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
 
@@ -32,16 +33,11 @@ def told_apart(inside: Tensor, outside: Tensor) -> dict[str, float]:
         "auc": how often a known image has the larger score; "fpr_at_95": the share of unknown images that pass where
         95 % of the known ones do.
     """
-    if not len(inside) or not len(outside):
-        raise InputError("scores of both known and unknown images are needed")
-    known = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
-    values = torch.cat([inside, outside]).double()
-    _, where, counts = values.unique(return_inverse=True, return_counts=True)
-    mean_rank = (counts.cumsum(0) - (counts - 1) / 2)[where]
-    wins = float(mean_rank[known == 1].sum()) - len(inside) * (len(inside) + 1) / 2
+    known = torch.arange(len(inside) + len(outside)) < len(inside)
+    area = auroc(torch.cat([inside, outside]), known)
     threshold = inside.double().quantile(0.05)
     return {
-        "auc": 100 * wins / (len(inside) * len(outside)),
+        "auc": area,
         "fpr_at_95": 100 * float((outside.double() >= threshold).double().mean()),
     }
 

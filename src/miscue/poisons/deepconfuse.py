@@ -58,7 +58,7 @@ from miscue.poisons.lookahead import (
     unrolled,
 )
 from miscue.poisons.shared import shared
-from miscue.poisons.watching import Gradient, Watched, life, make_generators
+from miscue.poisons.watching import Generators, Gradient, Watched, life, make_generators
 from miscue.team import Team
 from miscue.train import SCHEDULES, Recipe, Shown, share, training
 
@@ -231,7 +231,7 @@ def deepconfuse(
         raise InputError("algorithm 1 watches one surrogate at a time; choose 2 for a pool")
     lookup(dict.fromkeys(SCHEDULES), generator_schedule, "schedule")
     warm = lookup(WARM_UPS, warm_up_by, "warm start")
-    ahead_in = lookup({"training": "training", "eval": "eval"}, lookahead, "mode of the look ahead")
+    lookup(dict.fromkeys(("training", "eval")), lookahead, "mode of the look ahead")
     follow = lookup(GRADIENTS, gradient, "gradient")
     main = Phase(walk=lookup(ALGORITHMS, algorithm, "algorithm"), gradient=follow)
     recipe = attacker.recipe
@@ -259,95 +259,149 @@ def deepconfuse(
     on_cpu = torch.device(attacker.device).type == "cpu"  # a GPU's library plans its convolutions anew in each thread
     walked = lanes if team.size == 1 and on_cpu else one_by_one  # a team meets in one place at a time
     per_pass = max(1, len(learned) // recipe.batch_size)
-    share_of_trial = max(1, (steps or recipe.epochs * per_pass) // pool)  # steps of one surrogate in one trial
-    per_trial = share_of_trial * pool
-    if not 1 <= unroll <= share_of_trial:
-        raise InputError(
-            f"unroll must lie between 1 and a surrogate's steps in a trial, {share_of_trial}, got {unroll}"
-        )
-    phases = [warm] * warm_up + [unfrozen] * online_trials + [main] * trials + [REHEARSAL]
-    total = len(phases) * per_trial
+    course = Course(
+        phases=(*[warm] * warm_up, *[unfrozen] * online_trials, *[main] * trials, REHEARSAL),
+        steps=max(1, (steps or recipe.epochs * per_pass) // pool),
+        pool=pool,
+    )
+    if not 1 <= unroll <= course.steps:
+        raise InputError(f"unroll must lie between 1 and a surrogate's steps in a trial, {course.steps}, got {unroll}")
     plan = Plan(name=generator, shape=data.shape, options={"eps": eps})
     pair = make_generators(plan, attacker, lr=generator_lr, decay=generator_mean)
     pair.load(resume or {})
+    look = partial(
+        Lookahead,
+        objective=drive,
+        likeness=torch.tensor(likeness(eta), device=attacker.device),
+        reach=reach,
+        eval_mode=lookahead == "eval",
+        judged=beyond,
+        team=team,
+    )
 
-    def turns(phase: Phase, size: int) -> int:
-        """Steps of each of `size` surrogates' walks in a trial."""
-        return per_trial // size // phase.unroll
-
-    def enter(phase: Phase, slot: int, trial: int) -> Watched:
-        """The surrogate in `slot` as it is at the start of a trial, except that it is untrained."""
-        begin = phases.index(phase)
-        size = 1 if phase is REHEARSAL else pool
-        born, stays, over = life(slot, trial - begin, size)
-        dice = attacker.dice.named("trial", begin + born, slot)
-        network = networks[(slot + born // pool) % len(networks)] if phase is warm else attacker.surrogate
-        network_plan = Plan(name=network, shape=data.shape, options={"classes": classes})
-        surrogate = placed(joined(build(network_plan, dice), team), attacker.device).train()
-        optimizer = recipe.make_optimizer(surrogate)
-        if phase.walk is not online:  # there the slopes are the team's already
-            team.join(optimizer)
-        look = Lookahead(
-            surrogate=surrogate,
-            generator=pair.replica(),
-            alpha=recipe.lr if phase.unroll > 1 else alpha,
-            objective=drive,
-            likeness=torch.tensor(likeness(eta), device=attacker.device),
-            reach=reach,
-            counts=phase.walk is online,
-            eval_mode=ahead_in == "eval",
-            steps=phase.unroll,
-            judged=beyond,
-            team=team,
-        )
-        each = turns(phase, size)
-        images = recipe.batch_size * phase.unroll
-        epochs = -(-stays * each // max(1, len(learned) // images))
-        stream = batches(
-            data,
-            size=images,
-            epochs=epochs,
-            dice=dice,
-            channels_last=True,
-            among=learned,
-            device=attacker.device,
-            team=team,
-        )
-        left = islice(stream, over * each, stays * each)
-        shown = clean if phase.clean else partial(poisoned, pair.frozen)
-        one = Watched(look=look, gradient=phase.gradient, optimizer=optimizer)
-        one.walk = phase.walk(surrogate, left, optimizer, shown, one.ahead)
-        return one
+    def enter(slot: int, trial: int) -> Watched:
+        own = networks if course.phases[trial] is warm else [attacker.surrogate]
+        return entered(slot, course, trial, own, pair, look, data, learned, attacker, alpha=alpha)
 
     watched: dict[int, Watched] = {}
-    for trial, phase in enumerate(phases[pair.trial :], start=pair.trial):
+    for trial, phase in enumerate(course.phases[pair.trial :], start=pair.trial):
         if patience and pair.age >= patience:
             return
-        begin = phases.index(phase)
-        size = 1 if phase is REHEARSAL else pool
-        for slot in range(size):
+        slots = range(course.size(trial))
+        for slot in slots:
             if slot not in watched:
-                watched[slot] = enter(phase, slot, trial)
+                watched[slot] = enter(slot, trial)
                 watched[slot].load(unpacked(resume or {}, f"watched {slot}"))
         resume = None
-        pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(phases))
-        side_by_side = [watched[slot] for slot in range(size)]
-        for turn in range(turns(phase, size)):
+        pair.adam.param_groups[0]["lr"] = generator_lr * share(generator_schedule, trial / len(course.phases))
+        side_by_side = [watched[slot] for slot in slots]
+        for turn in range(1, course.turns(trial) + 1):
             walked(Watched.step, side_by_side)
             pair.ascend(side_by_side)
-            yield Progress(done=trial * per_trial + (turn + 1) * size * phase.unroll, total=total)
+            yield Progress(done=course.done(trial) + turn * len(slots) * phase.unroll, total=course.total)
         if phase.walk is online:
             pair.release()  # it was xi' that the surrogate learned from
-        leaving = watched.pop((trial - begin) % size).look.surrogate
-        if phases[trial + 1 : trial + 2] != [phase]:
+        leaving = watched.pop(course.age(trial) % len(slots)).look.surrogate
+        if course.ends(trial):
             watched.clear()
-        grown = trial - begin >= size - 1
+        grown = course.age(trial) >= len(slots) - 1
         measures = damage(leaving, data, kept, label_map, team) if grown and phase is not warm else {}
         pair.judge(measures.get("damage"))
         pair.release()
         state = pair.state() | packed(**{f"watched {slot}": one.state() for slot, one in watched.items()})
         checkpoint = Checkpoint(perturbation=pair.perturbation(eps), measures=measures, state=state)
-        yield Progress(done=(trial + 1) * per_trial, total=total, checkpoint=checkpoint)
+        yield Progress(done=course.done(trial + 1), total=course.total, checkpoint=checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The trials of a run.
+
+    phases: the kind of each trial; trials of a kind follow one another. steps: of one surrogate in a trial.
+    pool: surrogates side by side.
+    """
+
+    phases: tuple[Phase, ...]
+    steps: int
+    pool: int
+
+    @property
+    def total(self) -> int:
+        """Steps of all trials."""
+        return self.done(len(self.phases))
+
+    def done(self, trial: int) -> int:
+        """Steps of all surrogates before a trial."""
+        return trial * self.steps * self.pool
+
+    def age(self, trial: int) -> int:
+        """How many trials of its kind are over."""
+        return trial - self.phases.index(self.phases[trial])
+
+    def size(self, trial: int) -> int:
+        """Surrogates side by side in a trial."""
+        return 1 if self.phases[trial] is REHEARSAL else self.pool
+
+    def turns(self, trial: int) -> int:
+        """Steps of each of their walks in it."""
+        return self.steps * self.pool // self.size(trial) // self.phases[trial].unroll
+
+    def ends(self, trial: int) -> bool:
+        """Whether it is the last of its kind."""
+        return self.phases[trial + 1 : trial + 2] != self.phases[trial : trial + 1]
+
+
+def entered(
+    slot: int,
+    course: Course,
+    trial: int,
+    networks: Sequence[str],
+    pair: Generators,
+    look: Callable[..., Lookahead],
+    data: Data,
+    learned: Tensor,
+    attacker: Attacker,
+    *,
+    alpha: float,
+) -> Watched:
+    """The surrogate in `slot` as it is at the start of a trial, except that it is untrained.
+
+    networks: that take turns; learned: index of the images that it learns from.
+    """
+    phase, recipe, team = course.phases[trial], attacker.recipe, attacker.team
+    born, stays, over = life(slot, course.age(trial), course.size(trial))
+    dice = attacker.dice.named("trial", trial - course.age(trial) + born, slot)
+    network = networks[(slot + born // course.pool) % len(networks)]
+    plan = Plan(name=network, shape=data.shape, options={"classes": len(data.classes)})
+    surrogate = placed(joined(build(plan, dice), team), attacker.device).train()
+    optimizer = recipe.make_optimizer(surrogate)
+    if phase.walk is not online:  # there the slopes are the team's already
+        team.join(optimizer)
+    each, images = course.turns(trial), recipe.batch_size * phase.unroll
+    stream = batches(
+        data,
+        size=images,
+        epochs=-(-stays * each // max(1, len(learned) // images)),
+        dice=dice,
+        channels_last=True,
+        among=learned,
+        device=attacker.device,
+        team=team,
+    )
+    one = Watched(
+        look=look(
+            surrogate=surrogate,
+            generator=pair.replica(),
+            alpha=recipe.lr if phase.unroll > 1 else alpha,
+            counts=phase.walk is online,
+            steps=phase.unroll,
+        ),
+        gradient=phase.gradient,
+        optimizer=optimizer,
+    )
+    shown = clean if phase.clean else partial(poisoned, pair.frozen)
+    one.walk = phase.walk(surrogate, islice(stream, over * each, stays * each), optimizer, shown, one.ahead)
+    return one
 
 
 def clean(batch: Batch) -> Batch:

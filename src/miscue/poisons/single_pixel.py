@@ -117,51 +117,25 @@ def single_pixel(
     clean_model = victim(some, attacker.dice.named("clean"), device=attacker.device)
     maps = class_maps(clean_model, some.to(attacker.device), gradcam)
     space = Space(nearest=outside(maps, interest), channels=data.shape[0])
-    distance = Distance(model=clean_model, data=kept) if divergence else None
-    if start == "shortcut":
-        white = shortcut(train, attacker)
-        first = [white, *(black(white, label) for label in range(len(data.classes)))]
-    else:
-        visible = visibility(victim, train, attacker)
-        first = scattered(space, visible, first_candidates, attacker.dice.named("first"))
-    first = [space.decode(space.encode(mark)) for mark in first]
-
-    history = known_fitness(resume or {})
-    known, children = len(history), -(-len(first) // 4)
+    distance = Distance(model=clean_model, data=kept, weight=divergence)
+    first = beginnings(space, start, first_candidates, victim, train, attacker)
+    children = -(-len(first) // 4)
     variables = space.encode(first[0])
     size = candidates or 4 + math.floor(3 * math.log(variables.size if joint else variables.shape[1]))
     total = len(first) + children + generations * size + FINALS * min(finalists, generations + 2)
-    done = 0
-
-    def more(marks: list[Pixels]) -> Tensor:
-        """What the distance adds, (candidates, 1)."""
-        return torch.tensor([[divergence * distance(mark) if distance else 0.0] for mark in marks])
-
-    def progress(mark: Pixels, measures: dict[str, float]) -> Progress:
-        """A generation done, counted in trained networks."""
-        return Progress(done=done, total=total, checkpoint=checkpoint(mark, measures | lost(history[-1]), history))
 
     with population(train, kept, device=attacker.device, processes=processes) as fit_many:
-
-        def scores(number: int, marks: list[Pixels], victim: Victim = victim) -> Tensor:
-            """The classes' parts (candidates, classes) of generation `number`, measured if they are not known."""
-            nonlocal done
-            done += len(marks)
-            if number == len(history):
-                found = measured(fit_many, victim, marks, attacker.dice.named("generation", number))
-                history.append(found + more(marks))
-            return known_parts(history[number])
-
+        judge = Judge(fit_many=fit_many, dice=attacker.dice, distance=distance, history=known_fitness(resume or {}))
         record = (-math.inf, first[0])
         search: Search | None = None
         final: list[Pixels] = []
         marks = first
         for number in range(2 + generations):
-            parts_of = scores(number, marks)
+            parts_of, new = judge(number, marks, victim)
             latest = best(parts_of, marks)
             record = max(record, latest, key=lambda judged: judged[0])
-            if number >= known:
-                yield progress(record[1], curve(parts_of, record))
+            if new:
+                yield judge.progress(total, record[1], curve(parts_of, record))
             if number == 0:
                 marks = [latest[1], *crossed(first, parts_of, children - 1)]
                 continue
@@ -175,21 +149,56 @@ def single_pixel(
         final = [search.centre(), final[-1], *final[:-1]][:finalists]
         rounds, patient = [], prolonged(victim, longer)
         for number in range(2 + generations, 2 + generations + FINALS):
-            rounds.append(scores(number, final, patient))
+            parts_of, new = judge(number, final, patient)
+            rounds.append(parts_of)
             fitness, mark = best(torch.stack(rounds).mean(0), final)
-            if number >= known:
-                yield progress(mark, {"final_fitness": fitness})
+            if new:
+                yield judge.progress(total, mark, {"final_fitness": fitness})
+
+
+def beginnings(space: Space, start: str, count: int, victim: Victim, train: Data, attacker: Attacker) -> list[Pixels]:
+    """The first candidates, as far as the space has them: `count` random ones, or those of the shortcut."""
+    if start == "shortcut":
+        white = shortcut(train, attacker)
+        first = [white, *(black(white, label) for label in range(len(train.classes)))]
+    else:
+        first = scattered(space, visibility(victim, train, attacker), count, attacker.dice.named("first"))
+    return [space.decode(space.encode(mark)) for mark in first]
+
+
+@dataclass(kw_only=True)
+class Judge:
+    """Who measures the candidates of each generation, or knows what a run before has measured of them.
+
+    history: the classes' parts of the fitness (candidates, classes), generation by generation, NaN where a worker died
+    twice. done: networks trained, by this run or the one before.
+    """
+
+    fit_many: FitMany
+    dice: Dice
+    distance: Distance
+    history: list[Tensor]
+    done: int = 0
+
+    def __call__(self, number: int, marks: list[Pixels], victim: Victim) -> tuple[Tensor, bool]:
+        """The parts of the candidates of generation `number`, 0 for those that were lost, and whether they are new."""
+        self.done += len(marks)
+        new = number == len(self.history)
+        if new:
+            found = measured(self.fit_many, victim, marks, self.dice.named("generation", number))
+            self.history.append(found + torch.tensor([[self.distance(mark)] for mark in marks]))
+        return self.history[number].nan_to_num(nan=0.0), new
+
+    def progress(self, total: int, mark: Pixels, measures: dict[str, float]) -> Progress:
+        """A generation done, counted in trained networks."""
+        reached = checkpoint(mark, measures | lost(self.history[-1]), self.history)
+        return Progress(done=self.done, total=total, checkpoint=reached)
 
 
 def prolonged(victim: Victim, longer: int) -> Victim:
     """The same victim in as many steps, each of `longer` times as many images."""
     recipe = victim.recipe
     return replace(victim, recipe=replace(recipe, epochs=longer * recipe.epochs, batch_size=longer * recipe.batch_size))
-
-
-def known_parts(parts_of: Tensor) -> Tensor:
-    """0, the fitness of harmless pixels, for candidates whose worker died twice."""
-    return parts_of.nan_to_num(nan=0.0)
 
 
 def lost(parts_of: Tensor) -> dict[str, float]:
@@ -253,17 +262,20 @@ def gaps(model: nn.Module, member: Member, train: Data, kept: Data) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far pixels move the mean of a clean model's last hidden layer, in units of its deviation there."""
+    """How far pixels move the mean of a clean model's last hidden layer, in units of its deviation, times a weight."""
 
     model: nn.Module
     data: Data
+    weight: float
 
     def __call__(self, mark: Pixels) -> float:
-        """The distance for the images of `data`."""
+        """The weighted distance for the images of `data`."""
+        if not self.weight:
+            return 0.0
         poison = Perturbation(mark=mark, eps=1.0)
         clean, poisoned = (hidden(self.model, one.images) for one in (self.data, poison(self.data)))
         spread = clean.var(0).sum().sqrt()
-        return float((poisoned.mean(0) - clean.mean(0)).norm() / spread.clamp(min=1e-12))
+        return self.weight * float((poisoned.mean(0) - clean.mean(0)).norm() / spread.clamp(min=1e-12))
 
 
 PRESETS: dict[str, Preset] = {

@@ -237,6 +237,26 @@ def scattered(figure: Figure, rows: Sequence[Shown]) -> Made:
     return Made(panels=panels)
 
 
+def samples(figure: Figure, rows: Sequence[Shown]) -> Made:
+    """Images before and after a poison, and what it adds, amplified."""
+    panels = []
+    for row in rows:
+        for found in row.values(figure.value)[:1]:
+            pictures = [
+                {
+                    "name": one["name"],
+                    "images": [
+                        {"src": f"data:image/png;base64,{one[what]}", "what": what}
+                        for what in ("original", "noise", "poisoned")
+                        if what in one
+                    ],
+                }
+                for one in found
+            ]
+            panels.append(Panel(title=named(figure, row, figure.panels), pictures=pictures))
+    return Made(panels=panels)
+
+
 def weights(figure: Figure, rows: Sequence[Shown]) -> Made:
     """A picture for each class of a linear classifier."""
     panels = []
@@ -392,6 +412,7 @@ KINDS: dict[str, Callable[[Figure, Sequence[Shown]], Made]] = {
     "confusion": confusion,
     "transfer": transfer,
     "points": scattered,
+    "samples": samples,
     "weights": weights,
     "maps": maps,
     "roc": rates,

@@ -13,6 +13,7 @@ from miscue.tables import (
     inside,
     outcomes,
     photos,
+    samples,
     single_pixel,
     transfer,
     understanding,
@@ -41,6 +42,7 @@ TABLES: dict[str, Table] = {
     "deepconfuse": Table(
         title="DeepConfuse: accuracy after training on poisoned data", rows=deepconfuse.accuracies, said=TEN_RUNS
     ),
+    "samples": Table(title="What poison looks like: images beside their noise", rows=samples.samples),
     "deepconfuse-eps": Table(
         title="DeepConfuse: how strong the noise must be", rows=deepconfuse.budgets, said=TEN_RUNS
     ),

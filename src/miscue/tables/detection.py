@@ -22,9 +22,9 @@ from miscue.detectors.patchcleanser import Masks, certified, cleanse
 from miscue.dice import Dice
 from miscue.evasions import Adversarial, pgd, stickers
 from miscue.evasions.attempt import scored
-from miscue.hardness import auroc
 from miscue.images import rectangles
 from miscue.measures.accuracy import accuracy
+from miscue.measures.statistics import auroc
 from miscue.models.modes import frozen
 from miscue.models.store import load_tensors, save_tensors
 from miscue.tables.nets import SIDES, SIGNS, TRAININGS, arena, base, described

@@ -47,6 +47,15 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             words=POISON,
         ),
     ),
+    "samples": (
+        Figure(
+            kind="samples",
+            title="Images beside their noise",
+            said="In the noise mid-grey is no change, black and white are the most that the budget allows.",
+            value="samples",
+            panels=("data", "poison"),
+        ),
+    ),
     "deepconfuse-eps": (
         Figure(
             kind="lines",

@@ -16,9 +16,10 @@ from miscue.data import Data, floats
 from miscue.dice import Dice
 from miscue.evasions.attempt import scored
 from miscue.explainers import EXPLAINERS
-from miscue.hardness import HARDNESS, auroc, ease, forgotten
+from miscue.hardness import HARDNESS, ease, forgotten
 from miscue.measures.accuracy import accuracy, predictions
 from miscue.measures.attribution import pointed, share_inside
+from miscue.measures.statistics import auroc
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, load_model, load_tensors, save_model, save_tensors
