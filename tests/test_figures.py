@@ -18,6 +18,7 @@ from PIL import Image
 from conftest import look_at, striped
 from miscue.errors import InputError
 from miscue.evaluation import arenas
+from miscue.layouts.pictures import png
 from miscue.measures.statistics import auroc
 from miscue.report import tables_page
 from miscue.report.drawings import Line, Plane, dots, histograms, lines, scatter
@@ -332,6 +333,8 @@ def everything() -> dict[str, list[Row]]:
     points = [[float(x), float(y), k % 10] for k, (x, y) in enumerate(dice.normal(size=(60, 2)).round(3))]
     image = dice.integers(0, 255, (3, 32, 32)).tolist()
     seen = [{"name": "speed limit 80", "image": image, "maps": dict.fromkeys(("clean", "cued"), image[0])}] * 4
+    picture = base64.b64encode(png(torch.tensor(image[:1], dtype=torch.uint8))).decode()
+    before_and_after = [{"name": str(k)} | dict.fromkeys(("original", "noise", "poisoned"), picture) for k in range(10)]
     bars, curve = dice.uniform(0, 30, 20).tolist(), [min(100.0, 2.0 * k) for k in range(101)]
     sizes = [[[1, 2, 3, 4 * k, 8 * k] for k in range(8)]] * 6
     sets = dict.fromkeys(("clean", "with a square", "of another set"), sizes)
@@ -359,6 +362,7 @@ def everything() -> dict[str, list[Row]]:
             )
             for poison in poisons
         ],
+        "samples": [({"data": "mnist", "poison": "deepconfuse"}, [{"mean_change": 9.0, "samples": before_and_after}])],
         "single-pixel-optimizers": [
             ({"data": "mnist", "poison": poison, "victim": f"cnn-padded+{name}"}, [learned])
             for poison in poisons

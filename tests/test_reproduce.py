@@ -177,7 +177,7 @@ def test_what_is_recorded_makes_a_page(tmp_path: Path) -> None:
         "Activations while learning",
     ):
         assert title in text
-    assert text.count("<section data-words=") == len(TABLES)
+    assert text.count("<section data-table=") == len(TABLES)
     assert "paper scale" in text
     shutil.copy(results / "bounds.jsonl", tmp_path)
     assert "report.html: the page" in within("report", tmp_path).stderr

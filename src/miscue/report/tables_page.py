@@ -22,7 +22,7 @@ FILTER = """
 const box = document.getElementById("filter");
 box.addEventListener("input", () => {
   const words = box.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  for (const part of document.querySelectorAll("section[data-words]")) {
+  for (const part of document.querySelectorAll("section[data-table]")) {
     for (const row of part.querySelectorAll(".rows tbody tr")) {
       const text = (part.dataset.words + " " + row.textContent).toLowerCase();
       row.hidden = !words.every(word => text.includes(word));
@@ -77,7 +77,7 @@ def html(run: Path) -> str:
         created="",
         verdict=[
             (f"{len(records)}", "clean"),
-            (f" measures in {len(tables)} tables, ", ""),
+            (f" measures in {len(tables)} table{'s' if len(tables) > 1 else ''}, ", ""),
             (f"{len(compared)}", "poisoned"),
             (" of them beside a published figure.", ""),
         ],
