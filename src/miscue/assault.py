@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from miscue.balls import changed_pixels, linf, released
-from miscue.data import Data, fed, floats
+from miscue.data import Data, eight_bit, fed, floats
 from miscue.evasions import Adversarial
 from miscue.models.modes import frozen
 from miscue.models.networks import device_of
@@ -80,7 +80,7 @@ def assault(
     target = None if targets is None else torch.tensor(targets, device=device)[labels]
     x = floats(data.images.to(device), channels_last=True)
     found = attack(model, x, labels, target, start)
-    images = (found.x * 255).round().byte().cpu() if eps is None else released(found.x.cpu(), data.images, eps)
+    images = eight_bit(found.x).cpu() if eps is None else released(found.x.cpu(), data.images, eps)
     before, sure_before = named(model, data.images)
     after, sure_after = named(model, images)
     wanted = torch.full_like(data.labels, -1) if target is None else target.cpu()

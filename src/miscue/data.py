@@ -133,6 +133,11 @@ def floats(images: Tensor, *, channels_last: bool = False) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
+def eight_bit(x: Tensor) -> Tensor:
+    """Images in [0, 1], of any shape, to uint8: what of them can be released."""
+    return (255 * x).round().clamp(0, 255).to(torch.uint8)
+
+
 def fed(images: Tensor, device: torch.device | str, *, chunk: int) -> Iterator[tuple[slice, Tensor]]:
     """uint8 images (n, c, h, w) as a network is given them, at most `chunk` at a time, or fewer large ones.
 

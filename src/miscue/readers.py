@@ -28,6 +28,7 @@ __all__ = [
     "READERS",
     "check",
     "read",
+    "read_alike",
     "read_boxes",
     "read_cifar",
     "read_folder",
@@ -94,6 +95,23 @@ def read(
         splits = replace(splits, train=train, test=test)
     check(splits)
     return splits
+
+
+def read_alike(name_or_path: str | Path, like: Data, most: int) -> Data:
+    """At most so many test images of another set, or training images where it has none, as images such as `like`'s.
+
+    They are resized where `like`'s are square, and grey ones get as many channels.
+
+    Raises:
+        InputError: as `read`, or their shape cannot be made that of `like`'s.
+    """
+    splits = read(name_or_path, resize=like.shape[1] if like.shape[1] == like.shape[2] else None)
+    some = (splits.test or splits.train).spread(most)
+    if some.shape[0] == 1 and like.shape[0] == 3:
+        some = some.with_images(some.images.expand(-1, 3, -1, -1).contiguous())
+    if some.shape != like.shape:
+        raise InputError(f"{name_or_path} has images {some.shape}, the others are {like.shape}")
+    return some
 
 
 def read_scenes(name_or_path: str | Path) -> Scenes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from miscue.data import Data
+from miscue.data import Data, eight_bit
 from miscue.distortions import through_jpeg
 from miscue.errors import InputError
 
@@ -20,5 +20,5 @@ def jpeg(data: Data, *, quality: int = 10) -> Data:
         raise InputError(f"JPEG quality must lie in 1..100, got {quality}")
     if data.shape[0] not in (1, 3):
         raise InputError(f"JPEG knows images of 1 or 3 channels, not of {data.shape[0]}")
-    images = torch.stack([(255 * through_jpeg(one.cpu() / 255, quality)).round().byte() for one in data.images])
+    images = torch.stack([eight_bit(through_jpeg(one.cpu() / 255, quality)) for one in data.images])
     return data.with_images(images.to(data.images.device))

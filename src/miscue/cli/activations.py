@@ -23,13 +23,11 @@ from miscue.cli.options import (
     command_line,
     device,
 )
-from miscue.data import Data
-from miscue.errors import InputError
 from miscue.files import atomic_folder, refuse_existing, write_arrays, write_json
 from miscue.measures.activations import layers, maxima, overdriven, weight_norms
 from miscue.measures.outside import surprise
 from miscue.models.networks import placed
-from miscue.readers import read
+from miscue.readers import read_alike
 from miscue.report import activations_page
 from miscue.run import provenance, written
 
@@ -67,7 +65,7 @@ def activations(
         if other is None:
             usual, looked = some.take(slice(0, None, 2)), some.take(slice(1, None, 2))
         else:
-            usual, looked = some, foreign(other, some, images)
+            usual, looked = some, read_alike(other, some, images)
         net = placed(source.model, where)
         sets = {"usual": layers(net, usual.images), "looked at": layers(net, looked.images)}
         sure, shares = surprise(net, usual.images, looked.images)
@@ -101,17 +99,6 @@ def activations(
         console.say(f"{out / 'report.html'}: the page")
         if json_:
             console.emit({"out": str(out), "overdriven": far, "layers": len(found), **sure})
-
-
-def foreign(other: str, like: Data, most: int) -> Data:
-    """Another set's images, in the shape of `like`'s."""
-    splits = read(other, resize=like.shape[1] if like.shape[1] == like.shape[2] else None)
-    some = (splits.test or splits.train).spread(most)
-    if some.shape[0] == 1 and like.shape[0] == 3:
-        some = some.with_images(some.images.expand(-1, 3, -1, -1).contiguous())
-    if some.shape != like.shape:
-        raise InputError(f"{other} has images {some.shape}, the model takes {like.shape}")
-    return some
 
 
 def loudest(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:

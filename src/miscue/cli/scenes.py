@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 from miscue.cli import console
 from miscue.cli.options import DEBUG, DEVICE, JSON, OVERWRITE, SEED, THREADS, command_line, device, method_command
+from miscue.data import eight_bit, floats
 from miscue.dice import Dice
 from miscue.errors import InputError
-from miscue.evasions.dpatch import Patched, blinded, dpatch_steps, drawn_places, left, stuck
+from miscue.evasions.dpatch import Patched, blinded, dpatch_steps, drawn_places, precise, stuck
 from miscue.files import atomic, atomic_folder, refuse_existing, refuse_file, write_arrays, write_json
 from miscue.finder import RECIPE, Finder
 from miscue.layouts.pictures import png
@@ -70,7 +71,7 @@ def train_detector(
                 yield Tick(done=epoch.number, total=epochs, fact=dict(facts))
 
         console.follow(ticks(), "training the detector", lambda fact: f"epoch {fact['epoch']}: loss {fact['loss']:.3f}")
-        facts |= left(model, test)[1]
+        facts |= precise(model, test)[1]
         about = {"classes": list(train.classes), "recipe": asdict(finder.recipe), "scores": facts, "data": data}
         save_model(out, model, finder.plan(train), **about, seed=seed, **provenance(command_line(), where))
         console.say(
@@ -79,11 +80,6 @@ def train_detector(
         )
         if json_:
             console.emit({"out": str(out), **facts})
-
-
-def images_of(scenes: Scenes, where: str) -> list[Tensor]:
-    """The photos as numbers in [0, 1] on a device."""
-    return [image.to(where).float() / 255 for image in scenes.images]
 
 
 def common(
@@ -131,7 +127,7 @@ def attack_scenes(
     label = None if target is None else train.classes.index(target) + 1
     net, dice = placed(net, where), Dice(seed).named("dpatch")
     made: list[Patched] = []
-    seen = images_of(train, where)
+    seen = [floats(image.to(where)) for image in train.images]
 
     def ticks() -> Iterator[Tick]:
         steps = dpatch_steps(net, seen, train.targets, target=label, dice=dice, **given)
@@ -184,7 +180,7 @@ def judged(
     net: nn.Module, test: Scenes, made: Patched, out: Path, *, place: str, label: int | None, dice: Dice
 ) -> dict[str, float]:
     """Save the patch and the photos with it, all in 8 bits, and measure the detector on them, as `blinded` does."""
-    patch = (made.patch * 255).round().byte().cpu()
+    patch = eight_bit(made.patch).cpu()
     places = drawn_places(test.images, patch.shape[1], place, dice.named("held-out").generator())
     row, found = blinded(net, test, patch, places, target=label, dice=dice)
     kept: dict[str, Any] = {"patch": patch.numpy(), "places": places.numpy(), "loss": made.loss.cpu().numpy()}

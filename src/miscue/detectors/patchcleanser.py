@@ -90,15 +90,14 @@ def cleanse(model: Model, x: Tensor, masks: Masks) -> Cleansed:
     every = torch.arange(len(masks))
     with frozen(model), torch.inference_mode():
         once = masks.named(model, x, masks.alone)
-        found, unanimous = once.mode(1).values, (once == once[:, :1]).all(1)
-        for i in (~unanimous).nonzero()[:, 0].tolist():
-            for mask in (once[i] != found[i]).nonzero()[:, 0].tolist():
-                twice = masks.named(
-                    model, x[i : i + 1], torch.stack([every, every.new_full((len(every),), mask)], dim=1)
-                )
-                if bool((twice == once[i, mask]).all()):
-                    found[i] = once[i, mask]
-                    break
+        majority, unanimous = once.mode(1).values, (once == once[:, :1]).all(1)
+        found, undecided = majority.clone(), ~unanimous
+        for mask in range(len(masks)):  # all images that it is a dissenter of at once
+            these = (undecided & (once[:, mask] != majority)).nonzero()[:, 0]
+            if len(these):
+                twice = masks.named(model, x[these], torch.stack([every, torch.full_like(every, mask)], dim=1))
+                agreed = these[(twice == once[these, mask, None]).all(1)]
+                found[agreed], undecided[agreed] = once[agreed, mask], False
     return Cleansed(named=found.clone(), unanimous=unanimous.clone())
 
 

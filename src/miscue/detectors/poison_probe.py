@@ -24,7 +24,7 @@ from torch import Tensor
 from miscue.cleaners import bit_depth, jpeg, median, pixel_outliers
 from miscue.cleaners.median import parted
 from miscue.cleaners.pixel_outliers import alone
-from miscue.data import Data, floats
+from miscue.data import Data, eight_bit, floats
 from miscue.dice import Dice
 from miscue.distortions import gaussian
 from miscue.errors import InputError
@@ -47,7 +47,7 @@ STEPS = 300  # of a training, at least: of few images there are more passes
 
 def softened(data: Data, *, strength: float = 0.7) -> Data:
     """Images blurred a little, by a Gaussian of `strength` pixels."""
-    parts = [(255 * gaussian(floats(part), strength)).round().to(torch.uint8) for part in parted(data.images)]
+    parts = [eight_bit(gaussian(floats(part), strength)) for part in parted(data.images)]
     return data.with_images(torch.cat(parts))
 
 

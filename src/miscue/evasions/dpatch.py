@@ -198,7 +198,7 @@ def detected(detector: Detector, images: Sequence[Tensor], *, batch: int = 8) ->
     return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
-def left(detector: Detector, scenes: Scenes) -> tuple[list[Boxes], dict[str, float]]:
+def precise(detector: Detector, scenes: Scenes) -> tuple[list[Boxes], dict[str, float]]:
     """What is found in photos, and its average precision in percent."""
     found = detected(detector, [floats(image).to(device_of(detector)) for image in scenes.images])
     return found, average_precision(found, scenes.targets, len(scenes.classes))
@@ -219,7 +219,7 @@ def blinded(
     found: dict[str, list[Boxes]] = {}
     for name, one in (("", None), ("_noise", noise), ("_patched", patch)):
         shown = scenes if one is None else replace(scenes, images=tuple(stuck(one, scenes.images, places)))
-        found[name], precision = left(detector, shown)
+        found[name], precision = precise(detector, shown)
         row |= {f"{measure}{name}": value for measure, value in precision.items()}
     hits = [won(one, true, target) for one, true in zip(found["_patched"], scenes.targets, strict=True)]
     return row | {"success": 100 * sum(hits) / len(hits)}, found

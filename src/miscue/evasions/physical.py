@@ -24,6 +24,7 @@ from miscue.distortions import DISTORTIONS
 from miscue.errors import not_negative, positive, share_of_one
 from miscue.evasions.attempt import Adversarial, Found, Goal, attempted
 from miscue.evasions.pgd import Transform
+from miscue.images import rectangles as squares
 from miscue.models.modes import Model
 
 PRINTED = (0.1, 0.5, 0.9)  # what a printer makes of each channel: neither quite black nor quite white
@@ -134,11 +135,8 @@ def chosen(heat: Tensor, rectangles: int, area: float) -> Tensor:
         taken = F.max_pool2d(mask, side, 1)
         windows = F.avg_pool2d(heat, side, 1) - 1e6 * taken
         best = windows.flatten(1).argmax(1)
-        rows, columns = best // windows.shape[3], best % windows.shape[3]
+        corners = torch.stack([best // windows.shape[3], best % windows.shape[3]], dim=1)
         room = windows.flatten(1)[every, best] >= 0  # else there is none for another one
-        places_down, places_right = (torch.arange(length, device=heat.device) for length in (height, width))
-        down = (places_down >= rows[:, None]) & (places_down < rows[:, None] + side)
-        right = (places_right >= columns[:, None]) & (places_right < columns[:, None] + side)
-        more = (down & room[:, None])[:, None, :, None] & right[:, None, None]
-        mask = torch.maximum(mask, more.to(mask))
+        more = squares(corners, (side, side), (height, width)) & room[:, None, None]
+        mask = torch.maximum(mask, more[:, None].to(mask))
     return mask

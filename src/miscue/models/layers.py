@@ -61,11 +61,16 @@ class BatchNorm2d(nn.BatchNorm2d):
         if share is None or not usual or x.is_cuda or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         y, mean, r = Normalise.apply(x, self.weight, self.bias, self.eps)
-        latest = {"running_mean": mean, "running_var": (r**-2 - self.eps) * (count / (count - 1))}
-        for name, value in latest.items():
-            self.get_buffer(name).mul_(1 - share).add_(value, alpha=share)
-        self.get_buffer("num_batches_tracked").add_(1)
+        kept(self, mean, r**-2 - self.eps, count)
         return y
+
+
+def kept(layer: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move a layer's running statistics towards those of a batch with so many numbers in a channel."""
+    share = layer.momentum or 0.0
+    for name, value in (("running_mean", mean), ("running_var", variance * (count / (count - 1)))):
+        layer.get_buffer(name).mul_(1 - share).add_(value, alpha=share)
+    layer.get_buffer("num_batches_tracked").add_(1)
 
 
 def together(layer: BatchNorm1d | BatchNorm2d, x: Tensor, count: int = 0, *, keep: bool = True) -> Tensor:
@@ -84,11 +89,7 @@ def together(layer: BatchNorm1d | BatchNorm2d, x: Tensor, count: int = 0, *, kee
     (variance,) = layer.team.averaged([centred[count:].square().mean(over)])
     y = centred * wide((variance + layer.eps).rsqrt())
     if keep and layer.track_running_stats and layer.momentum is not None:
-        number = layer.team.size * x.numel() // x.shape[1]
-        latest = {"running_mean": mean.detach(), "running_var": variance.detach() * (number / (number - 1))}
-        for name, value in latest.items():
-            layer.get_buffer(name).mul_(1 - layer.momentum).add_(value, alpha=layer.momentum)
-        layer.get_buffer("num_batches_tracked").add_(1)
+        kept(layer, mean.detach(), variance.detach(), layer.team.size * x.numel() // x.shape[1])
     return y * wide(layer.weight) + wide(layer.bias) if layer.affine else y
 
 

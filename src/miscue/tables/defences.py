@@ -28,7 +28,8 @@ from miscue.measures.activations import maxima
 from miscue.measures.outside import surprise
 from miscue.models.modes import Model, frozen
 from miscue.models.store import Plan
-from miscue.tables.nets import PHOTOS, SIDES, SIGNS, TRAININGS, VICTIMS, arena, base, described, foreign, kept
+from miscue.readers import read_alike
+from miscue.tables.nets import PHOTOS, SIDES, SIGNS, TRAININGS, VICTIMS, arena, base, described, kept
 from miscue.tables.outcomes import STEPS, bounding, with_bounds, wrong
 from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Drawn, Measures, Row, Workshop
@@ -175,7 +176,7 @@ def unknown(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     """A network and images of another set: AUROC, FPR95, the largest activations, other brightness."""
     here = arena(row["data"], seed, workshop)
     images = here.test.spread(row["images"]).images
-    strange = foreign(row["shown"], here.test, row["images"])
+    strange = read_alike(row["shown"], here.test, row["images"]).images
     usual, other = (maxima(here.model, some) for some in (images, strange))
     last = list(usual)[-1]
     found, shares = surprise(here.model, images, strange)

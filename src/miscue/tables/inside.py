@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miscue.data import Data, floats
+from miscue.data import Data, eight_bit, floats
 from miscue.dice import Dice
 from miscue.evasions import pgd
 from miscue.measures.accuracy import accuracy
@@ -17,10 +17,11 @@ from miscue.measures.activations import layers, weight_norms
 from miscue.measures.features import hidden
 from miscue.models.estimators import Estimator
 from miscue.models.networks import device_of
+from miscue.readers import read_alike
 from miscue.tables.deepconfuse import clean, poisoned
-from miscue.tables.nets import PHOTOS, foreign
+from miscue.tables.nets import PHOTOS
 from miscue.tables.nets import VICTIMS as USUAL
-from miscue.tables.pictures import levels, rounded, tones
+from miscue.tables.pictures import rounded, tones
 from miscue.tables.poisoned import crafted, device, known
 from miscue.tables.rows import Drawn, Row, Workshop
 from miscue.victims import Victim, network, victim
@@ -104,13 +105,13 @@ def history(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
     model = learner.untrained(train, dice, device=device())
     some = splits.test.spread(row["images"])
     few = splits.test.spread(row["attacked"]).to(device_of(model))
-    sets = {"clean": some.images, "of another set": foreign(row["shown"], splits.test, row["images"])}
+    sets = {"clean": some.images, "of another set": read_alike(row["shown"], splits.test, row["images"]).images}
     sizes: dict[str, list[Any]] = {name: [] for name in ("clean", "with a square", "of another set")}
     norms: list[dict[str, float]] = []
     for _ in learner.learning(model, train, dice):
         x = floats(few.images, channels_last=True)
         square: dict[str, Any] = {"eps": 1.0, "alpha": 0.1, "steps": row["steps"], "side": row["side"]}
-        sets["with a square"] = levels(pgd(model, x, few.labels, **square, dice=dice).x)
+        sets["with a square"] = eight_bit(pgd(model, x, few.labels, **square, dice=dice).x)
         for name, images in sets.items():
             sizes[name].append([[*layer.quantiles, layer.largest] for layer in layers(model, images)])
         norms.append(weight_norms(model))

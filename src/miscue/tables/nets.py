@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from miscue.data import Data, floats
 from miscue.defences import Masked
 from miscue.dice import Dice
-from miscue.errors import InputError
 from miscue.losses import plain
 from miscue.models.networks import device_of, placed
 from miscue.models.store import Plan, load_model, save_model
-from miscue.readers import read
 from miscue.tables.poisoned import device, known
 from miscue.tables.rows import Workshop
 from miscue.train import Recipe
@@ -50,17 +48,6 @@ class Arena:
         """So many test images, or others, evenly spread, and their classes, where the model is."""
         some = (self.test if of is None else of).spread(count).to(device_of(self.model))
         return floats(some.images, channels_last=True), some.labels
-
-
-def foreign(name: str, like: Data, count: int) -> Tensor:
-    """So many test images of another set, in the size and with the channels of `like`: uint8 (n, c, h, w)."""
-    strange = read(name, resize=like.shape[1]).test
-    if strange is None:
-        raise InputError(f"{name} has no test set")
-    images = strange.spread(count).images
-    if images.shape[1] < like.shape[0]:
-        images = images.expand(-1, like.shape[0], -1, -1)
-    return images[:, : like.shape[0]].contiguous()
 
 
 def kept(

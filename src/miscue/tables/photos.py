@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from miscue.data import floats
+from miscue.data import eight_bit, floats
 from miscue.dice import Dice
 from miscue.evasions.dpatch import blinded, dpatch, drawn_places
 from miscue.finder import RECIPE, Finder
@@ -53,7 +53,7 @@ def measured(row: dict[str, Any], seed: int, workshop: Workshop) -> Measures:
     net, (train, other), dice = detector(row, seed, workshop), photos(row["data"]), Dice(seed).named("dpatch")
     images = [floats(image).to(device()) for image in train.images]
     made = dpatch(net, images, train.targets, place=row["place"], dice=dice, **row["options"]).patch
-    patch = (255 * made).round().byte().cpu()
+    patch = eight_bit(made).cpu()
     places = drawn_places(other.images, patch.shape[1], row["place"], dice.named("others").generator())
     measures, _ = blinded(net, other, patch, places, target=None, dice=dice)
     return measures | {"map_left": 100 * measures["map_patched"] / max(measures["map"], 1e-9)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miscue.data import eight_bit
 from miscue.errors import InputError
 
 EXAMPLES = 4  # of a cell
@@ -26,11 +27,6 @@ def tones(maps: Tensor) -> list[Any]:
     return (99 * maps / most).round().int().tolist()
 
 
-def levels(x: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8."""
-    return (255 * x).round().clamp(0, 255).to(torch.uint8)
-
-
 def examples(x: Tensor, named: Sequence[str], maps: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """A few images, evenly spread, each with its maps.
 
@@ -46,7 +42,7 @@ def examples(x: Tensor, named: Sequence[str], maps: Mapping[str, Tensor]) -> lis
     return [
         {
             "name": named[i],
-            "image": levels(x[i]).tolist(),
+            "image": eight_bit(x[i]).tolist(),
             "maps": {name: tones(some[i]) for name, some in maps.items()},
         }
         for i in chosen
