@@ -3,7 +3,7 @@
     python benchmarks/commands.py [--record] [--rounds 5] [--smoke]
 
 Starts are seconds of a fresh process, beside one that imports torch and no more, in turns. With --smoke also
-`miscue reproduce --scale smoke` in a fresh folder, once, with its default of jobs: the goal is five minutes on two cores.
+`miscue reproduce --scale smoke` in a fresh folder, once, with its default of jobs: the goal is 5 minutes on two cores.
 """
 
 from __future__ import annotations

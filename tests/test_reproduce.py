@@ -260,7 +260,8 @@ def test_a_cluster_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     tool = str(Path(sys.executable).parent / "ray")
-    words = f"start --head --num-cpus 2 --port {address.split(':')[1]} --include-dashboard false --disable-usage-stats"
+    words = f"start --head --num-cpus 2 --num-gpus 1 --port {address.split(':')[1]} --include-dashboard false"
+    words += " --disable-usage-stats"
     subprocess.run([tool, *words.split()], check=True, capture_output=True)
     try:
         alone = [sys.executable, "-c", "import test_reproduce as t; t.by_address()", address, str(tmp_path / "no")]
@@ -272,6 +273,7 @@ def test_a_cluster_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     finally:
         subprocess.run([tool, "stop", "--force"], check=True, capture_output=True)
     assert lines(tmp_path / "no" / "cells.jsonl") == []
+    assert [line["measures"] for line in lines(tmp_path / "ray" / "cells.jsonl")[4:]] == [{"has a GPU": 1.0}] * 2
     list(run(some(1, 2), tmp_path / "local"))
     one, other = (summed(some(1, 2), tmp_path / name, COMMAND) for name in ("ray", "local"))
     assert [{**r, "seconds": 0} for r in one] == [{**r, "seconds": 0} for r in other]
@@ -279,7 +281,13 @@ def test_a_cluster_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def by_address() -> None:
     """Some cells on the cluster at argv[1], in the folder argv[2]."""
-    list(run(some(1, 2), Path(sys.argv[2]), cluster=sys.argv[1]))
+    for todo in (some(1, 2), some(3, measure=equipped)):
+        list(run(todo, Path(sys.argv[2]), cluster=sys.argv[1]))
+
+
+def equipped(row: dict[str, Any], seed: int, workshop: Workshop) -> dict[str, float]:
+    """Whether a cell is given the cluster's GPU, which others have a share of, too."""
+    return {"has a GPU": float(os.environ.get("CUDA_VISIBLE_DEVICES") == "0")}
 
 
 @pytest.mark.parametrize(("address", "complaint"), [("127.0.0.1:1", "no Ray cluster at"), ("nowhere", "HOST:PORT")])

@@ -32,7 +32,7 @@ class Dice:
 
     @contextmanager
     def rolled(self) -> Iterator[None]:
-        """Run a block (layer initialisers draw from torch's global stream) under this stream, then restore it."""
+        """Run a block under this stream: layers' initialisers draw from torch's own on the CPU, which is restored."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.integer())
             yield

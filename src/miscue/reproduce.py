@@ -27,6 +27,7 @@ from miscue.tables import SCALES, TABLES, Row, Workshop
 from miscue.tables.poisoned import device
 from miscue.workers import LostWorkerError, Workers, cores
 
+SHARING = 4  # cells that share a GPU of a cluster
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the first frame of either side of HTTP/2, which gRPC speaks
 
 
@@ -178,7 +179,8 @@ def on_ray(address: str, workshop: Workshop, left: Sequence[Cell]) -> Iterator[d
         hint = "if it wants a token, as one of `ray start` may, set RAY_AUTH_MODE=token here too"
         raise InputError(f"the Ray cluster at {address} does not take us in ({error}); {hint}") from None
     try:
-        remote = ray.remote(max_retries=2)(measured)
+        gpu = 1 / SHARING if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(max_retries=2, num_gpus=gpu)(measured)
         waiting = {remote.remote(workshop, cell): cell for cell in left}
         while waiting:
             (ready, *_), _ = ray.wait(list(waiting), num_returns=1)

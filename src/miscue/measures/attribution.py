@@ -17,6 +17,7 @@ from miscue.dice import Dice
 from miscue.errors import positive
 from miscue.measures.statistics import rank_correlation
 from miscue.models.modes import Model, frozen
+from miscue.models.networks import device_of
 
 Explainer = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -90,8 +91,10 @@ def randomised(model: nn.Module, dice: Dice) -> list[tuple[str, nn.Module]]:
         if not hasattr(layer, "reset_parameters"):
             continue
         latest = deepcopy(latest)
-        with dice.named("reset", name).rolled():
-            latest.get_submodule(name).reset_parameters()  # type: ignore[operator]
+        fresh = latest.get_submodule(name)
+        with dice.named("reset", name).rolled():  # the CPU's stream
+            fresh.cpu().reset_parameters()  # type: ignore[operator]
+        fresh.to(device_of(model))
         found.append((name, latest.eval()))
     return found
 
