@@ -173,7 +173,10 @@ def guessing(data: Data) -> float:
 def lone_pixels(data: Data) -> Tensor:
     """How much more often each pixel stands alone in images of one class than of the others: float (classes, h, w)."""
     counts = torch.zeros(len(data.classes), *data.shape[1:])
-    lone = torch.cat([alone(part, STANDS_OUT) for part in parted(data.images)])
-    counts.index_add_(0, data.labels.cpu(), lone.float().cpu())
+    start = 0
+    for part in parted(data.images):
+        labels = data.labels[start : start + len(part)].cpu()
+        counts.index_add_(0, labels, alone(part, STANDS_OUT).float().cpu())
+        start += len(part)
     own = data.labels.cpu().bincount(minlength=len(data.classes)).float()[:, None, None]
     return counts / own.clamp(min=1) - (counts.sum(0) - counts) / (own.sum() - own).clamp(min=1)
