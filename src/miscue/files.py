@@ -92,7 +92,11 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise InputError(f"another run is at work in {path.parent}; wait for it, or choose another place") from None
-        yield
+        try:
+            yield
+        finally:
+            if not wait:  # nobody waits for this very file
+                path.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
