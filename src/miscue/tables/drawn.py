@@ -81,7 +81,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure(
             kind="confusion",
             title="What clean test images are taken for",
-            said="Rows are true classes, columns what was predicted, over all seeds; the outlined cells are those of the "
+            said="Rows are true classes, columns what was predicted, over all seeds; outlined cells are those of the "
             "label map.",
             value="confusion",
             panels=("poison", "label_map"),
