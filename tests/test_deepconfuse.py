@@ -170,7 +170,14 @@ POOLED = {"pool": 3, "steps": 6, "trials": 4, "warm_up": 2, "warm_up_surrogates"
 
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "online_trials", "unroll"),
-    [("sgd", 0.5, 0, 1), ("sgd", 0.5, 2, 1), ("adam", 0.5, 2, 1), ("adabound", 0.5, 0, 1), ("sgd", 0.0, 2, 2)],
+    [
+        ("sgd", 0.5, 0, 1),
+        ("sgd", 0.5, 2, 1),
+        ("adam", 0.5, 0, 1),
+        ("adam", 0.5, 2, 1),
+        ("adabound", 0.5, 0, 1),
+        ("sgd", 0.0, 2, 2),
+    ],
 )
 def test_a_pool_resumes_exactly(data: Data, optimizer: str, momentum: float, online_trials: int, unroll: int) -> None:
     """Surrogates in the middle of their lives, with their optimisers, are part of a checkpoint."""

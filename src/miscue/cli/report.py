@@ -43,14 +43,17 @@ def report(
     one page of them all.
     """
     with console.guarded(debug=debug):
-        if not (run / "run.json").is_file() and any(run.glob("*.jsonl")):
-            console.say(f"{tables_page.write(run)}: the page")
-            return
-        if not (run / "run.json").is_file():
-            raise InputError(f"{run} is not the folder of a run: no run.json in it")
-        try:
-            kind = json.loads((run / "run.json").read_text(encoding="utf-8")).get("kind")
-        except (ValueError, AttributeError):
-            raise InputError(f"{run} is not a run: its run.json is damaged") from None
-        writer = PAGES.get(kind, page)
-        console.say(f"{writer.write(run)}: the page")
+        console.say(f"{PAGES.get(kind_of(run), page).write(run)}: the page")
+
+
+def kind_of(run: Path) -> str:
+    """The kind of a run by its run.json; without one, that of tables where there are records."""
+    about = run / "run.json"
+    if not about.is_file():
+        if any(run.glob("*.jsonl")):
+            return "reproduce"
+        raise InputError(f"{run} is not the folder of a run: no run.json in it")
+    try:
+        return str(json.loads(about.read_text(encoding="utf-8")).get("kind"))
+    except (ValueError, AttributeError):
+        raise InputError(f"{run} is not a run: its run.json is damaged") from None

@@ -45,10 +45,9 @@ def beside(row: dict[str, Any], seed: int, workshop: Workshop) -> Drawn:
 
 def samples(scale: str) -> Iterator[Row]:
     """What each poison looks like."""
-    colour = {"smoke": (), "laptop": (IMAGENET,), "paper": (*COLOUR,)}[scale]
-    for base in (BASE[scale], *colour):
-        made = {key: value for key, value in changed(base).items() if not key.startswith("victim")}
-        yield Row(settings=made, measure=beside, seeds=1)
-    for method in ("one-pixel-shortcut", "single-pixel"):
-        made = {key: value for key, value in of(scale, BASE[scale]["data"], method, "").items() if key != "victim"}
-        yield Row(settings=made, measure=beside, seeds=1)
+    colour: dict[str, tuple[dict[str, Any], ...]] = {"smoke": (), "laptop": (IMAGENET,), "paper": COLOUR}
+    noises = [changed(base) for base in (BASE[scale], *colour[scale])]
+    pixels = [of(scale, BASE[scale]["data"], method, "") for method in ("one-pixel-shortcut", "single-pixel")]
+    for made in noises + pixels:
+        settings = {key: value for key, value in made.items() if not key.startswith("victim")}
+        yield Row(settings=settings, measure=beside, seeds=1)
